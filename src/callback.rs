@@ -1,0 +1,481 @@
+//! The platform's callback protocol: query string and body in, a typed [`Callback`] out, and the
+//! [`Answer`]s that go back. Pure: no clock, no I/O, no logging.
+//!
+//! The reader is tolerant where the platform is loose (parameter names in any case, numbers that
+//! come as text, fields that nobody has heard of) and strict where an event would be wrong.
+
+use std::borrow::Cow;
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::Deserialize;
+use serde::de::{Deserializer as _, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+/// The one command that becomes an event.
+pub(crate) const TOPIC_CREATED: &str = "Group.CallbackAfterCreateTopic";
+
+/// How deep a value that we do not know may nest. Many JSON readers stop at 128 levels, and the
+/// event puts two of its own around it.
+const MAX_DEPTH: usize = 120;
+
+/// The last millisecond of the year 9999, after which RFC 3339 has no text for a time.
+const MAX_EVENT_TIME: u64 = 253_402_300_799_999;
+
+/// What the platform appends to the callback URL. Nothing here is checked yet.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct Query<'a> {
+    pub(crate) sdk_app_id: Option<u64>,
+    pub(crate) command: Option<Cow<'a, str>>,
+    pub(crate) client_ip: Option<Cow<'a, str>>,
+    pub(crate) platform: Option<Cow<'a, str>>,
+    pub(crate) sign: Option<Cow<'a, str>>,
+    pub(crate) request_time: Option<Cow<'a, str>>,
+}
+
+impl<'a> Query<'a> {
+    /// Reads a raw query string. Any bytes will do: what is no parameter of the platform's is
+    /// skipped. The platform appends to the operator's own URL, so of two values the last counts.
+    pub(crate) fn parse(raw: &'a str) -> Self {
+        let mut query = Query::default();
+        for (name, value) in form_urlencoded::parse(raw.as_bytes()) {
+            let is = |known: &str| name.eq_ignore_ascii_case(known);
+            if is("SdkAppid") {
+                query.sdk_app_id = digits(&value);
+            } else if is("CallbackCommand") {
+                query.command = Some(value);
+            } else if is("ClientIP") {
+                query.client_ip = Some(value).filter(|ip| !ip.is_empty());
+            } else if is("OptPlatform") {
+                query.platform = Some(value).filter(|platform| !platform.is_empty());
+            } else if is("Sign") {
+                query.sign = Some(value);
+            } else if is("RequestTime") {
+                query.request_time = Some(value);
+            }
+        }
+        query
+    }
+}
+
+/// A number of decimal digits and nothing else (`str::parse` also takes a leading `+`).
+pub(crate) fn digits(text: &str) -> Option<u64> {
+    let only_digits = text.bytes().all(|byte| byte.is_ascii_digit());
+    if only_digits { text.parse().ok() } else { None }
+}
+
+/// The body of a topic-created callback, checked: every required field is there and has its type.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Callback<'a> {
+    pub(crate) group_id: Cow<'a, str>,
+    pub(crate) topic_id: Cow<'a, str>,
+    pub(crate) operator: Cow<'a, str>,
+    pub(crate) owner: Cow<'a, str>,
+    pub(crate) group_type: Cow<'a, str>,
+    pub(crate) name: Cow<'a, str>,
+    /// In the user's order; a key may be repeated. Absent unless the app has the feature enabled.
+    pub(crate) custom_fields: Option<Vec<CustomField<'a>>>,
+    /// Milliseconds since the epoch.
+    pub(crate) event_time: Option<u64>,
+    /// Fields that this program does not know: name and compact JSON text.
+    pub(crate) extra: BTreeMap<Cow<'a, str>, Cow<'a, str>>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct CustomField<'a> {
+    pub(crate) key: Cow<'a, str>,
+    pub(crate) value: Cow<'a, str>,
+}
+
+/// Why an authentic body is no topic-created callback. Names fields, never their values, so it may
+/// be answered and logged.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Malformed(pub(crate) String);
+
+impl<'a> Callback<'a> {
+    /// Reads a body. Any bytes will do; no input panics.
+    pub(crate) fn parse(body: &'a [u8]) -> Result<Self, Malformed> {
+        let text = std::str::from_utf8(body)
+            .map_err(|error| malformed(format!("body is not UTF-8: {error}")))?;
+        let field = Cell::new("");
+        let mut json = serde_json::Deserializer::from_str(text);
+        let body = json
+            .deserialize_map(BodyVisitor { field: &field })
+            .and_then(|body| json.end().map(|()| body))
+            .map_err(|error| explain(&error, field.get()))?;
+        body.check()
+    }
+}
+
+fn malformed(reason: impl Into<String>) -> Malformed {
+    Malformed(reason.into())
+}
+
+/// serde's own text for a wrong type quotes the value, which may be somebody's name; ours does not.
+fn explain(error: &serde_json::Error, field: &str) -> Malformed {
+    match (error.classify(), field) {
+        (serde_json::error::Category::Data, "") => malformed("body is not a JSON object"),
+        (serde_json::error::Category::Data, "UserDefinedDataList") => {
+            malformed("UserDefinedDataList is not a list of Key and Value, both strings")
+        }
+        (serde_json::error::Category::Data, field) => malformed(format!("{field} is not a string")),
+        _ => malformed(format!("body is not JSON: {error}")),
+    }
+}
+
+/// The body as it came: fields may be missing.
+#[derive(Default)]
+struct RawBody<'a> {
+    command: Option<Cow<'a, str>>,
+    group_id: Option<Cow<'a, str>>,
+    topic_id: Option<Cow<'a, str>>,
+    operator: Option<Cow<'a, str>>,
+    owner: Option<Cow<'a, str>>,
+    group_type: Option<Cow<'a, str>>,
+    name: Option<Cow<'a, str>>,
+    custom_fields: Option<Vec<RawCustomField<'a>>>,
+    event_time: Option<&'a RawValue>,
+    extra: BTreeMap<Cow<'a, str>, &'a RawValue>,
+}
+
+/// Serde borrows a `Cow` only inside a type that says so.
+#[derive(Deserialize)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+
+#[derive(Deserialize)]
+struct RawCustomField<'a> {
+    #[serde(borrow, rename = "Key")]
+    key: Cow<'a, str>,
+    #[serde(borrow, rename = "Value")]
+    value: Cow<'a, str>,
+}
+
+/// Keeps the name of the field that it is reading, for [`explain`].
+struct BodyVisitor<'c> {
+    field: &'c Cell<&'static str>,
+}
+
+impl<'de> Visitor<'de> for BodyVisitor<'_> {
+    type Value = RawBody<'de>;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        formatter.write_str("a JSON object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut body = RawBody::default();
+        while let Some(Text(key)) = map.next_key()? {
+            let (name, slot) = match &*key {
+                "CallbackCommand" => ("CallbackCommand", &mut body.command),
+                "GroupId" => ("GroupId", &mut body.group_id),
+                "TopicId" => ("TopicId", &mut body.topic_id),
+                "Operator_Account" => ("Operator_Account", &mut body.operator),
+                "Owner_Account" => ("Owner_Account", &mut body.owner),
+                "Type" => ("Type", &mut body.group_type),
+                "Name" => ("Name", &mut body.name),
+                "UserDefinedDataList" => {
+                    self.field.set("UserDefinedDataList");
+                    body.custom_fields = map.next_value()?;
+                    continue;
+                }
+                "EventTime" => {
+                    body.event_time = Some(map.next_value()?);
+                    continue;
+                }
+                _ => {
+                    body.extra.insert(key, map.next_value()?);
+                    continue;
+                }
+            };
+            self.field.set(name);
+            *slot = Some(map.next_value::<Text>()?.0);
+        }
+        Ok(body)
+    }
+}
+
+impl<'a> RawBody<'a> {
+    fn check(self) -> Result<Callback<'a>, Malformed> {
+        let required = |name: &str, value: Option<Cow<'a, str>>| {
+            value.ok_or_else(|| malformed(format!("{name} is missing")))
+        };
+        let filled = |name: &str, value| match required(name, value) {
+            Ok(value) if value.is_empty() => Err(malformed(format!("{name} is empty"))),
+            other => other,
+        };
+        let command = required("CallbackCommand", self.command)?;
+        if command != TOPIC_CREATED {
+            return Err(malformed("the CallbackCommand of the body is not that of the URL"));
+        }
+        let custom_fields = self.custom_fields.map(|fields| {
+            let lift = |RawCustomField { key, value }| CustomField { key, value };
+            fields.into_iter().map(lift).collect()
+        });
+        let mut extra = BTreeMap::new();
+        for (name, value) in self.extra {
+            extra.insert(name, compact(value.get())?);
+        }
+        Ok(Callback {
+            group_id: filled("GroupId", self.group_id)?,
+            topic_id: filled("TopicId", self.topic_id)?,
+            operator: required("Operator_Account", self.operator)?,
+            owner: required("Owner_Account", self.owner)?,
+            group_type: required("Type", self.group_type)?,
+            name: required("Name", self.name)?,
+            custom_fields,
+            event_time: self.event_time.map(event_time).transpose()?.flatten(),
+            extra,
+        })
+    }
+}
+
+/// Documented as an integer, shown in the platform's samples as a string: both are taken.
+fn event_time(value: &RawValue) -> Result<Option<u64>, Malformed> {
+    let text = value.get();
+    if text == "null" {
+        return Ok(None);
+    }
+    let number = text.strip_prefix('"').and_then(|text| text.strip_suffix('"')).unwrap_or(text);
+    match digits(number) {
+        Some(time) if time <= MAX_EVENT_TIME => Ok(Some(time)),
+        _ => Err(malformed("EventTime is not a time in milliseconds since the epoch")),
+    }
+}
+
+/// JSON text without the white space between its tokens, so that an event is always one line. All
+/// else stays to the letter: a 64-bit number, `1.0`, an escape.
+fn compact(json: &str) -> Result<Cow<'_, str>, Malformed> {
+    let (mut in_string, mut escaped, mut has_blanks) = (false, false, false);
+    let (mut depth, mut deepest) = (0_usize, 0_usize);
+    let mut kept = String::new();
+    for (at, char) in json.char_indices() {
+        let is_blank = !in_string && matches!(char, ' ' | '\t' | '\r' | '\n');
+        if is_blank && !has_blanks {
+            has_blanks = true;
+            kept.push_str(&json[..at]);
+        } else if !is_blank && has_blanks {
+            kept.push(char);
+        }
+        match char {
+            _ if escaped => escaped = false,
+            '\\' if in_string => escaped = true,
+            '"' => in_string = !in_string,
+            '[' | '{' if !in_string => depth += 1,
+            ']' | '}' if !in_string => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        deepest = deepest.max(depth);
+    }
+    if deepest > MAX_DEPTH {
+        return Err(malformed(format!("body nests {deepest} levels deep, limit is {MAX_DEPTH}")));
+    }
+    Ok(if has_blanks { Cow::Owned(kept) } else { Cow::Borrowed(json) })
+}
+
+/// The label under which a command that is not ours is counted: one of a closed set, so that no
+/// sender can grow the metrics.
+pub(crate) fn command_label(command: &str) -> &'static str {
+    KNOWN_COMMANDS.iter().copied().find(|known| *known == command).unwrap_or("other")
+}
+
+pub(crate) const KNOWN_COMMANDS: [&str; 24] = [
+    "C2C.CallbackAfterMsgReport",
+    "C2C.CallbackAfterMsgWithDraw",
+    "C2C.CallbackAfterSendMsg",
+    "C2C.CallbackBeforeSendMsg",
+    "Group.CallbackAfterCreateGroup",
+    "Group.CallbackAfterGroupDestroyed",
+    "Group.CallbackAfterGroupFull",
+    "Group.CallbackAfterGroupInfoChanged",
+    "Group.CallbackAfterMemberExit",
+    "Group.CallbackAfterNewMemberJoin",
+    "Group.CallbackAfterRecallMsg",
+    "Group.CallbackAfterSendMsg",
+    "Group.CallbackAfterTopicDestroyed",
+    "Group.CallbackAfterTopicInfoChanged",
+    "Group.CallbackBeforeApplyJoinGroup",
+    "Group.CallbackBeforeCreateGroup",
+    "Group.CallbackBeforeCreateTopic",
+    "Group.CallbackBeforeInviteJoinGroup",
+    "Group.CallbackBeforeSendMsg",
+    "Profile.CallbackPortraitSet",
+    "Sns.CallbackFriendAdd",
+    "Sns.CallbackFriendDelete",
+    "State.StateChange",
+    "other",
+];
+
+/// Everything that the public listener says. The platform wants all three fields in every answer.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Answer {
+    Ok,
+    UnknownApp,
+    Unauthenticated(&'static str),
+    Stale { max_skew_seconds: u64 },
+    Malformed(Malformed),
+    TooLarge { limit: u64 },
+    Timeout,
+    NotFound,
+    MethodNotAllowed,
+    Overloaded(&'static str),
+}
+
+impl Answer {
+    /// The HTTP status and the platform's `ErrorCode`.
+    pub(crate) fn codes(&self) -> (u16, u32) {
+        match self {
+            Answer::Ok => (200, 0),
+            Answer::UnknownApp => (403, 40301),
+            Answer::Unauthenticated(_) => (401, 40101),
+            Answer::Stale { .. } => (401, 40102),
+            Answer::Malformed(_) => (400, 40001),
+            Answer::TooLarge { .. } => (413, 41301),
+            Answer::Timeout => (408, 40801),
+            Answer::NotFound => (404, 40401),
+            Answer::MethodNotAllowed => (405, 40501),
+            Answer::Overloaded(_) => (503, 50301),
+        }
+    }
+
+    /// The JSON body.
+    pub(crate) fn body(&self) -> Cow<'static, str> {
+        if *self == Answer::Ok {
+            return Cow::Borrowed(r#"{"ActionStatus":"OK","ErrorInfo":"","ErrorCode":0}"#);
+        }
+        let (_, code) = self.codes();
+        let info = serde_json::Value::from(self.info());
+        Cow::Owned(format!(r#"{{"ActionStatus":"FAIL","ErrorInfo":{info},"ErrorCode":{code}}}"#))
+    }
+
+    /// `ErrorInfo`: short, useful, without secrets.
+    pub(crate) fn info(&self) -> String {
+        match self {
+            Answer::Ok => String::new(),
+            Answer::UnknownApp => "SdkAppid is missing or is not one of this bridge's apps".into(),
+            Answer::Unauthenticated(reason) => (*reason).into(),
+            Answer::Stale { max_skew_seconds } => {
+                format!("RequestTime is more than {max_skew_seconds} s from this bridge's clock")
+            }
+            Answer::Malformed(reason) => reason.to_string(),
+            Answer::TooLarge { limit } => format!("body is larger than the limit of {limit} bytes"),
+            Answer::Timeout => "request was not complete in time".into(),
+            Answer::NotFound => "no such path: see ingress.path".into(),
+            Answer::MethodNotAllowed => "the method must be POST".into(),
+            Answer::Overloaded(reason) => (*reason).into(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn body(change: &str) -> String {
+        let rest = r#""CallbackCommand":"Group.CallbackAfterCreateTopic","GroupId":"g","TopicId":"t",
+            "Operator_Account":"o","Owner_Account":"w","Type":"Community","Name":"n""#;
+        format!("{{{rest}{change}}}")
+    }
+
+    #[test]
+    fn parameter_names_match_in_any_case_and_values_are_decoded() {
+        let query =
+            Query::parse("a=b&SDKAPPID=14&callbackcommand=x%2Ey&Sign=AB&requesttime=7&=&&%");
+        assert_eq!(query.sdk_app_id, Some(14));
+        assert_eq!(query.command.as_deref(), Some("x.y"));
+        assert_eq!(query.sign.as_deref(), Some("AB"));
+        assert_eq!(query.request_time.as_deref(), Some("7"));
+        assert_eq!(query.client_ip, None);
+    }
+
+    #[test]
+    fn an_app_id_is_digits_only() {
+        for wrong in ["", "+14", "-1", "14x", "1 4", "99999999999999999999"] {
+            let raw = format!("SdkAppid={}", wrong.replace('+', "%2B"));
+            assert_eq!(Query::parse(&raw).sdk_app_id, None, "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_body_is_named_without_its_values() {
+        let check = |body: &[u8], reason: &str| {
+            let found = Callback::parse(body).expect_err(reason).to_string();
+            assert!(found.contains(reason), "{found:?} should say {reason:?}");
+        };
+        check(b"", "body is not JSON");
+        check(b"\xff{}", "body is not UTF-8");
+        check(b"[1]", "body is not a JSON object");
+        check(b"\"x\"", "body is not a JSON object");
+        check(b"{}", "CallbackCommand is missing");
+        check(b"{} x", "body is not JSON");
+        check(body(r#","GroupId":"""#).as_bytes(), "GroupId is empty");
+        check(body(r#","TopicId":7"#).as_bytes(), "TopicId is not a string");
+        check(body(r#","Name":null"#).as_bytes(), "Name is not a string");
+        check(body(r#","Name":"\ud800""#).as_bytes(), "body is not JSON");
+        check(body(r#","CallbackCommand":"x""#).as_bytes(), "is not that of the URL");
+        check(body(r#","UserDefinedDataList":{"Key":1}"#).as_bytes(), "is not a list of Key");
+        check(
+            body(r#","UserDefinedDataList":[{"Key":"a","Value":1}]"#).as_bytes(),
+            "is not a list",
+        );
+        check(body(r#","EventTime":"soon""#).as_bytes(), "EventTime is not a time");
+        check(body(r#","EventTime":-1"#).as_bytes(), "EventTime is not a time");
+        check(body(r#","EventTime":253402300800000"#).as_bytes(), "EventTime is not a time");
+        let deep = format!(r#","x":{}{}"#, "[".repeat(30_000), "]".repeat(30_000));
+        check(body(&deep).as_bytes(), "nests 30000 levels deep, limit is 120");
+    }
+
+    #[test]
+    fn event_time_is_taken_as_number_and_as_text() {
+        for (text, time) in [("1670574414123", Some(1670574414123)), ("null", None)] {
+            let bare = body(&format!(r#","EventTime":{text}"#));
+            assert_eq!(Callback::parse(bare.as_bytes()).unwrap().event_time, time);
+        }
+        let quoted = body(r#","EventTime":"1670574414123""#);
+        assert_eq!(Callback::parse(quoted.as_bytes()).unwrap().event_time, Some(1670574414123));
+    }
+
+    #[test]
+    fn unknown_fields_stay_to_the_letter_but_for_blanks() {
+        let body =
+            body(",\"n\" : 18446744073709551616.0 ,\"s\":\"a \\\" b\",\"o\":{ \"k\" :\n[ 1 ] }");
+        let callback = Callback::parse(body.as_bytes()).unwrap();
+        let extra: Vec<_> = callback.extra.iter().map(|(k, v)| (&**k, &**v)).collect();
+        let expected =
+            [("n", "18446744073709551616.0"), ("o", r#"{"k":[1]}"#), ("s", r#""a \" b""#)];
+        assert_eq!(extra, expected);
+    }
+
+    #[test]
+    fn every_answer_is_json_with_the_three_fields() {
+        let refusal = Answer::Malformed(malformed("a \"quoted\" reason"));
+        for answer in [Answer::Ok, Answer::Timeout, refusal] {
+            let body: serde_json::Value = serde_json::from_str(&answer.body()).unwrap();
+            assert_eq!(body["ErrorCode"], answer.codes().1);
+            assert_eq!(body["ActionStatus"], if answer == Answer::Ok { "OK" } else { "FAIL" });
+            assert!(body["ErrorInfo"].is_string());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_query_panics(raw in ".*") {
+            Query::parse(&raw);
+        }
+
+        #[test]
+        fn no_body_panics(raw in proptest::collection::vec(any::<u8>(), 0..512)) {
+            let _ = Callback::parse(&raw);
+        }
+
+        #[test]
+        fn no_nearly_right_body_panics(inserted in ".{0,20}", at in 0_usize..200) {
+            let mut text = body(r#","UserDefinedDataList":[],"EventTime":1,"x":{"y":[1,"z"]}"#);
+            let at = (0..=at.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap();
+            text.insert_str(at, &inserted);
+            let _ = Callback::parse(text.as_bytes());
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! The command line. One file a subcommand; `serve` is the program itself. Data goes to stdout,
+//! everything else to stderr.
+
+pub mod check;
+pub mod outbox;
+pub mod send;
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+const AFTER_HELP: &str = "\
+The configuration comes in layers, each over the one before: built-in defaults, the file named with
+--config (or TOPIC_BRIDGE_CONFIG), variables such as TOPIC_BRIDGE_INGRESS__LISTEN, and --set.
+
+Exit codes: 0 asked to stop, or done; 1 failed; 2 usage; 78 configuration.
+
+Examples:
+  topic-bridge --config bridge.toml
+  topic-bridge check --config bridge.toml
+  topic-bridge send --count 1000 --concurrency 8 --token \"$TOKEN\"
+  topic-bridge outbox list --quarantined";
+
+/// Takes a chat platform's topic-created callbacks durably, answers at once, and publishes each as a
+/// CloudEvent.
+#[derive(Debug, Parser)]
+#[command(version, after_help = AFTER_HELP, max_term_width = 100)]
+pub struct Arguments {
+    /// The configuration file (TOML).
+    #[arg(short, long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// One key of the configuration, as section.key=value; may be repeated, and counts most.
+    #[arg(short, long, global = true, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the bridge; the same as no command.
+    Serve,
+    /// Read and check the configuration, and print the effective one with secrets as ***.
+    Check(check::Args),
+    /// Play the platform: send signed callbacks to a bridge, and measure its answers.
+    Send(Box<send::Args>),
+    /// Look into the outbox, beside a running bridge or without one.
+    #[command(subcommand)]
+    Outbox(outbox::Args),
+}
+
+/// Writes data to stdout. Who stops reading, as `head` does, has had enough: that is no failure.
+fn print(text: &str) -> anyhow::Result<()> {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        result => Ok(result?),
+    }
+}

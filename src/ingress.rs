@@ -1,0 +1,318 @@
+//! The public listener: takes callbacks, and answers once they are durable. The head decides first
+//! (which app, is it authentic, which command), then the body.
+//!
+//! The platform waits two seconds and does not resend, so every wait here has a deadline, and an event
+//! that was queued is the outbox's whether or not anybody still waits for the answer.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::header::{ALLOW, CONNECTION, CONTENT_TYPE, EXPECT, RETRY_AFTER};
+use axum::http::{HeaderValue, StatusCode};
+use axum::response::Response;
+use axum::routing::post;
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt as _;
+use hyper::body::Body as _;
+use tokio::sync::{Semaphore, oneshot};
+use tokio::time::{Instant, timeout_at};
+
+use crate::callback::{Answer, Callback, Malformed, Query, TOPIC_CREATED, command_label};
+use crate::config;
+use crate::event::{self, Naming, TopicCreated};
+use crate::metrics::{CallbackOutcome, Metrics};
+use crate::outbox::{Misfit, Outbox, Outcome, Receipt, Record, Refusal};
+use crate::signature::{App, Verified, verify};
+
+/// How often the log repeats that callbacks are refused for one reason.
+const REMINDER: Duration = Duration::from_secs(60);
+
+pub(crate) struct Ingress {
+    config: config::Ingress,
+    apps: Vec<App>,
+    naming: Naming,
+    outbox: Outbox,
+    metrics: Arc<Metrics>,
+    in_flight: Semaphore,
+    complaints: Complaints,
+}
+
+impl Ingress {
+    pub(crate) fn new(
+        config: config::Ingress,
+        apps: Vec<App>,
+        naming: Naming,
+        outbox: Outbox,
+        metrics: Arc<Metrics>,
+    ) -> Arc<Self> {
+        let in_flight = Semaphore::new(config.max_in_flight);
+        let complaints = Complaints::default();
+        Arc::new(Ingress { config, apps, naming, outbox, metrics, in_flight, complaints })
+    }
+
+    pub(crate) fn router(self: Arc<Self>) -> Router {
+        let path = self.config.path.clone();
+        Router::new()
+            .route(&path, post(take))
+            .method_not_allowed_fallback(async || respond(&Answer::MethodNotAllowed))
+            .fallback(async || respond(&Answer::NotFound))
+            .with_state(self)
+    }
+
+    /// What a connection over `ingress.max_connections` is told.
+    pub(crate) fn turned_away() -> String {
+        Answer::Overloaded("too many connections").body().into_owned()
+    }
+
+    pub(crate) fn count_turned_away(&self) {
+        self.metrics.count(CallbackOutcome::Overloaded);
+        self.complaints.about(CallbackOutcome::Overloaded, "too many connections");
+    }
+}
+
+async fn take(State(ingress): State<Arc<Ingress>>, request: Request) -> Response {
+    let arrived = Instant::now();
+    let now = SystemTime::now();
+    let answer = ingress.answer(request, arrived, now).await;
+    ingress.metrics.ack_seconds.observe(arrived.elapsed().as_secs_f64());
+    respond(&answer)
+}
+
+impl Ingress {
+    async fn answer(&self, request: Request, arrived: Instant, now: SystemTime) -> Answer {
+        let (head, body) = request.into_parts();
+        let expects_word = head.headers.contains_key(EXPECT);
+        let read_by = arrived + self.config.request_timeout;
+        let body = read(body, self.config.max_body_bytes, expects_word, read_by);
+
+        let now = event::since_epoch(now);
+        let query = Query::parse(head.uri.query().unwrap_or_default());
+        let verified = match verify(&self.apps, query, now / 1000, self.config.max_skew_seconds) {
+            Ok(verified) => verified,
+            Err(refusal) => {
+                self.tell(&refusal);
+                let _ = body.await; // or closing with something unread would take the answer back
+                return refusal;
+            }
+        };
+        self.metrics.last_callback_timestamp_seconds.set(now as f64 / 1000.0);
+        let Ok(_permit) = self.in_flight.try_acquire() else {
+            let overloaded = Answer::Overloaded("too many callbacks are being worked on");
+            self.tell(&overloaded);
+            let _ = body.await;
+            return overloaded;
+        };
+        let command = verified.query().command.as_deref();
+        let is_other = command.is_some_and(|command| command != TOPIC_CREATED);
+        let body = body.await;
+        if is_other && !matches!(body, Err(Answer::Timeout)) {
+            // Even one too large: nobody is going to read it, and refusing a *before* callback
+            // would block the user who caused it.
+            self.metrics.count(CallbackOutcome::Ignored);
+            self.metrics.count_ignored(command_label(command.unwrap_or_default()));
+            return Answer::Ok;
+        }
+        let body = match body {
+            Ok(body) => body,
+            Err(refusal) => {
+                self.tell(&refusal);
+                return refusal;
+            }
+        };
+        let parsed = match command {
+            Some(_) => Callback::parse(&body),
+            None => Err(Malformed("CallbackCommand is missing from the URL".into())),
+        };
+        let answer_by = arrived + self.config.ack_deadline;
+        match parsed {
+            Ok(callback) => {
+                let event = TopicCreated::new(&verified, callback, &self.naming, now);
+                self.accept(&event, answer_by).await
+            }
+            Err(malformed) => self.quarantine(&verified, &body, malformed, now, answer_by).await,
+        }
+    }
+
+    async fn accept(&self, event: &TopicCreated<'_>, answer_by: Instant) -> Answer {
+        let TopicCreated { id, accepted_at, .. } = *event;
+        let queued = self.outbox.append(Record { id, accepted_at, event: event.encode() });
+        match outcome(queued, answer_by).await {
+            // The outbox counts them: it also knows of those whose client has gone.
+            Ok(receipt) => {
+                tracing::debug!(%id, ?receipt, "took a callback");
+                Answer::Ok
+            }
+            Err(overloaded) => {
+                self.tell(&overloaded);
+                overloaded
+            }
+        }
+    }
+
+    async fn quarantine(
+        &self,
+        verified: &Verified<'_>,
+        body: &Bytes,
+        malformed: Malformed,
+        received_at: u64,
+        answer_by: Instant,
+    ) -> Answer {
+        let query = verified.query();
+        let queued = self.outbox.quarantine(Misfit {
+            sdk_app_id: verified.sdk_app_id,
+            client_ip: query.client_ip.as_deref().map(str::to_owned),
+            client_platform: query.platform.as_deref().map(str::to_owned),
+            received_at,
+            reason: malformed.to_string(),
+            body: body.to_vec(),
+        });
+        let answer = match outcome(queued, answer_by).await {
+            Ok(_) => Answer::Malformed(malformed),
+            Err(overloaded) => overloaded,
+        };
+        self.tell(&answer);
+        answer
+    }
+
+    /// Counts a refusal, and tells the operator now and then.
+    fn tell(&self, answer: &Answer) {
+        let outcome = match answer {
+            Answer::Ok | Answer::NotFound | Answer::MethodNotAllowed => return,
+            Answer::UnknownApp => CallbackOutcome::UnknownApp,
+            Answer::Unauthenticated(_) => CallbackOutcome::Unauthenticated,
+            Answer::Stale { .. } => CallbackOutcome::Stale,
+            Answer::Malformed(_) => CallbackOutcome::Malformed,
+            Answer::TooLarge { .. } => CallbackOutcome::TooLarge,
+            Answer::Timeout => CallbackOutcome::Timeout,
+            Answer::Overloaded(_) => CallbackOutcome::Overloaded,
+        };
+        self.metrics.count(outcome);
+        self.complaints.about(outcome, &answer.info());
+    }
+}
+
+/// Waits for the outbox's word, but not past the deadline. What commits later is still delivered.
+async fn outcome(
+    queued: Result<oneshot::Receiver<Outcome>, Refusal>,
+    answer_by: Instant,
+) -> Result<Receipt, Answer> {
+    let refusal = match queued {
+        Err(refusal) => refusal,
+        Ok(answer) => match timeout_at(answer_by, answer).await {
+            Ok(Ok(Ok(receipt))) => return Ok(receipt),
+            Ok(Ok(Err(refusal))) => refusal,
+            Ok(Err(_)) => Refusal::Poisoned, // the writer is gone
+            Err(_) => return Err(Answer::Overloaded("the disk did not answer in time")),
+        },
+    };
+    Err(Answer::Overloaded(match refusal {
+        Refusal::QueueFull => "too many callbacks wait for the disk",
+        Refusal::Full => "the outbox is full",
+        Refusal::QuarantineFull => "the quarantine is full",
+        Refusal::DiskFull => "the disk is full",
+        Refusal::Locked => "the outbox is locked",
+        Refusal::Poisoned => "the outbox has failed",
+    }))
+}
+
+/// Reads a body to its end, keeping no more than `limit` bytes. One that is too large is read on for
+/// as long as there is time, so that the sender is still there for the answer.
+async fn read(
+    mut body: Body,
+    limit: u64,
+    expects_word: bool,
+    deadline: Instant,
+) -> Result<Bytes, Answer> {
+    let is_announced_too_large = body.size_hint().lower() > limit;
+    if is_announced_too_large && expects_word {
+        return Err(Answer::TooLarge { limit });
+    }
+    let (mut first, mut rest, mut size) = (Bytes::new(), BytesMut::new(), 0_u64);
+    let whole = async {
+        while let Some(frame) = body.frame().await {
+            let Ok(data) = frame.map_err(|_| Answer::Timeout)?.into_data() else { continue };
+            size += data.len() as u64;
+            if size > limit {
+                (first, rest) = (Bytes::new(), BytesMut::new());
+            } else if first.is_empty() {
+                first = data; // as a rule the only one: nothing is copied
+            } else {
+                rest.extend_from_slice(&data);
+            }
+        }
+        Ok::<(), Answer>(())
+    };
+    let result = timeout_at(deadline, whole).await;
+    if is_announced_too_large || size > limit {
+        return Err(Answer::TooLarge { limit });
+    }
+    result.map_err(|_| Answer::Timeout)??;
+    if rest.is_empty() {
+        return Ok(first);
+    }
+    let mut all = BytesMut::with_capacity(first.len() + rest.len());
+    all.extend_from_slice(&first);
+    all.extend_from_slice(&rest);
+    Ok(all.freeze())
+}
+
+fn respond(answer: &Answer) -> Response {
+    let (status, _) = answer.codes();
+    let mut response = Response::new(Body::from(answer.body()));
+    *response.status_mut() = StatusCode::from_u16(status).expect("every answer has a valid status");
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    match answer {
+        Answer::Overloaded(_) => {
+            headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        Answer::MethodNotAllowed => {
+            headers.insert(ALLOW, HeaderValue::from_static("POST"));
+        }
+        Answer::Timeout | Answer::TooLarge { .. } => {
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        _ => {}
+    }
+    response
+}
+
+/// Tells the operator that callbacks are refused, and why: at once, then once a minute with a count,
+/// for a wrong token refuses them all.
+#[derive(Default)]
+struct Complaints {
+    /// By hint: when it was said last, and how often there was cause to since.
+    said: Mutex<HashMap<&'static str, (Option<Instant>, u64)>>,
+}
+
+impl Complaints {
+    fn about(&self, outcome: CallbackOutcome, reason: &str) {
+        let hint = match outcome {
+            CallbackOutcome::UnknownApp => "is the app among [[apps]]?",
+            CallbackOutcome::Unauthenticated => {
+                "is the token the one in the platform's console, and authentication switched on there?"
+            }
+            CallbackOutcome::Stale => "is this host's clock right?",
+            CallbackOutcome::Malformed => "look at `topic-bridge outbox list --quarantined`",
+            CallbackOutcome::TooLarge => {
+                "raise ingress.max_body_bytes if the platform sends so much"
+            }
+            CallbackOutcome::Timeout => "is something slow between the platform and this bridge?",
+            _ => "look at /readyz, the disk, and ingress.max_in_flight",
+        };
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        let (last, count) = said.entry(hint).or_default();
+        *count += 1;
+        if last.is_some_and(|last| last.elapsed() < REMINDER) {
+            return;
+        }
+        *last = Some(Instant::now());
+        let count = std::mem::take(count);
+        drop(said);
+        tracing::warn!(reason, count, hint, "refused callbacks");
+    }
+}

@@ -1,0 +1,34 @@
+//! topic-bridge takes a chat platform's topic-created callbacks, makes each durable, answers, and
+//! delivers a normalized event.
+//!
+//! ```text
+//!  platform ── POST /?SdkAppid=…&CallbackCommand=…&Sign=…&RequestTime=… ── body
+//!     │
+//!     ▼  ingress    limits → which app? → authentic? → which command? → parse
+//!     │             other commands: OK, counted, not published
+//!     ▼  outbox     many waiters, one transaction, one sync  ──────▶ 200 {"ActionStatus":"OK",…}
+//!     │             an SQLite file; its writer is one named thread
+//!     ▼  relay      read a batch in order → sink → settle each event
+//!     ▼  sink       confirms before an event counts as delivered
+//! ```
+//!
+//! In the order in which to read it: [`callback`], [`signature`] and [`event`] are pure; [`ingress`],
+//! [`outbox`], [`relay`] and [`sink`] are the way of a callback; [`admin`] and [`metrics`] show it;
+//! [`server`] and [`tls`] serve both listeners; [`config`] and [`app`] put it together; [`cli`] is
+//! every subcommand but `serve`.
+
+mod admin;
+pub mod app;
+mod callback;
+pub mod cli;
+pub mod config;
+mod event;
+mod ingress;
+pub mod log;
+mod metrics;
+mod outbox;
+mod relay;
+mod server;
+mod signature;
+mod sink;
+mod tls;

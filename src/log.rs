@@ -1,0 +1,22 @@
+//! The log: to stderr, as text or JSON lines, at the configured level.
+
+use std::io::{IsTerminal as _, stderr};
+
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{Layer as _, fmt};
+
+use crate::config::Config;
+
+/// Starts the log of this process. Libraries are heard from a warning upwards.
+pub fn start(config: &Config) {
+    let libraries = config.log.level.min(LevelFilter::WARN);
+    let filter =
+        Targets::new().with_default(libraries).with_target("topic_bridge", config.log.level);
+    let lines =
+        fmt::layer().with_writer(stderr).with_ansi(stderr().is_terminal()).with_target(false);
+    let lines = if config.log.json { lines.json().boxed() } else { lines.boxed() };
+    // A second bridge in the same process, as in a test, shares the first one's log.
+    let _ = tracing_subscriber::registry().with(lines.with_filter(filter)).try_init();
+}

@@ -1,0 +1,213 @@
+//! Every metric: its name, help text and labels. Labels come from closed sets only, never from a
+//! callback's user, group or topic.
+
+use prometheus::{
+    Encoder, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
+    TextEncoder,
+};
+
+use crate::callback::KNOWN_COMMANDS;
+
+/// How a callback ended.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum CallbackOutcome {
+    Accepted,
+    Duplicate,
+    Ignored,
+    Unauthenticated,
+    Stale,
+    UnknownApp,
+    Malformed,
+    TooLarge,
+    Timeout,
+    Overloaded,
+}
+
+const OUTCOMES: [&str; 10] = [
+    "accepted",
+    "duplicate",
+    "ignored",
+    "unauthenticated",
+    "stale",
+    "unknown_app",
+    "malformed",
+    "too_large",
+    "timeout",
+    "overloaded",
+];
+
+/// The metrics of one bridge.
+pub(crate) struct Metrics {
+    registry: Registry,
+    /// What every process has: CPU, memory, descriptors, under names without our prefix.
+    process: Registry,
+    callbacks: [IntCounter; OUTCOMES.len()],
+    ignored: IntCounterVec,
+    pub(crate) ack_seconds: Histogram,
+    pub(crate) commit_seconds: Histogram,
+    pub(crate) commit_events: Histogram,
+    pub(crate) outbox_pending: IntGauge,
+    pub(crate) outbox_bytes: IntGauge,
+    pub(crate) outbox_max_bytes: IntGauge,
+    pub(crate) outbox_oldest_pending_seconds: Gauge,
+    pub(crate) published: IntCounter,
+    pub(crate) publish_errors: IntCounterVec,
+    pub(crate) publish_seconds: Histogram,
+    pub(crate) delivery_seconds: Histogram,
+    pub(crate) dead_letters: IntGauge,
+    pub(crate) quarantined: IntGauge,
+    pub(crate) sink_up: IntGauge,
+    pub(crate) last_callback_timestamp_seconds: Gauge,
+}
+
+/// Seconds: fine where an answer should be, with an edge at the platform's two.
+const ACK_EDGES: [f64; 14] =
+    [0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 5.0];
+const COMMIT_EDGES: [f64; 12] =
+    [0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 2.0];
+const BATCH_EDGES: [f64; 11] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0];
+/// Seconds up to a day: an outage shows here.
+const DELIVERY_EDGES: [f64; 14] =
+    [0.001, 0.002, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0, 300.0, 3600.0, 21600.0, 86400.0];
+
+impl Metrics {
+    /// `sink` is the name of the one in use.
+    pub(crate) fn new(sink: &'static str) -> Self {
+        let registry = Registry::new_custom(Some("topic_bridge".into()), None)
+            .expect("the prefix is a valid metric name");
+        let new = Register { registry: &registry };
+        let callbacks = new.counters("callbacks_total", "Callbacks by how they ended.", "outcome");
+        let published =
+            new.counters("published_total", "Events that the sink has confirmed.", "sink");
+        let up = Opts::new("sink_up", "1 while the sink takes events, else 0.")
+            .const_label("sink", sink);
+        let version = env!("CARGO_PKG_VERSION");
+        let info = Opts::new("build_info", "Always 1; the label names the release.");
+        new.gauge(info.const_label("version", version)).set(1);
+        let metrics = Metrics {
+            callbacks: OUTCOMES.map(|outcome| callbacks.with_label_values(&[outcome])),
+            ignored: new.counters(
+                "callbacks_ignored_total",
+                "Authentic callbacks of other commands, answered OK and not published.",
+                "command",
+            ),
+            ack_seconds: new.histogram(
+                "ack_seconds",
+                "From a callback's arrival to its answer; the platform gives up after 2 s.",
+                &ACK_EDGES,
+            ),
+            commit_seconds: new.histogram(
+                "commit_seconds",
+                "To make one batch of events durable.",
+                &COMMIT_EDGES,
+            ),
+            commit_events: new.histogram("commit_events", "Events in one commit.", &BATCH_EDGES),
+            outbox_pending: new.gauge(Opts::new("outbox_pending", "Events not delivered yet.")),
+            outbox_bytes: new.gauge(Opts::new(
+                "outbox_bytes",
+                "Bytes of the outbox in use, as outbox.max_bytes counts them.",
+            )),
+            outbox_max_bytes: new
+                .gauge(Opts::new("outbox_max_bytes", "The limit of outbox_bytes.")),
+            outbox_oldest_pending_seconds: new.float_gauge(
+                "outbox_oldest_pending_seconds",
+                "Age of the oldest event not delivered yet, 0 where there is none: alert on this.",
+            ),
+            published: published.with_label_values(&[sink]),
+            publish_errors: new.errors(sink),
+            publish_seconds: new.histogram(
+                "publish_seconds",
+                "To have one batch of events confirmed by the sink.",
+                &COMMIT_EDGES,
+            ),
+            delivery_seconds: new.histogram(
+                "delivery_seconds",
+                "From an event's acceptance to its confirmation by the sink.",
+                &DELIVERY_EDGES,
+            ),
+            dead_letters: new
+                .gauge(Opts::new("dead_letters", "Events that the sink refused for good.")),
+            quarantined: new.gauge(Opts::new(
+                "quarantined",
+                "Authentic callbacks that could not be understood and are kept.",
+            )),
+            sink_up: new.gauge(up),
+            last_callback_timestamp_seconds: new.float_gauge(
+                "last_callback_timestamp_seconds",
+                "When the last authentic callback came, in Unix time; 0 before the first.",
+            ),
+            process: Registry::new(),
+            registry,
+        };
+        for command in KNOWN_COMMANDS {
+            metrics.ignored.with_label_values(&[command]); // a series exists before its first event
+        }
+        #[cfg(target_os = "linux")]
+        metrics
+            .process
+            .register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))
+            .expect("registered once");
+        metrics
+    }
+
+    pub(crate) fn count(&self, outcome: CallbackOutcome) {
+        self.callbacks[outcome as usize].inc();
+    }
+
+    pub(crate) fn count_many(&self, outcome: CallbackOutcome, number: u64) {
+        self.callbacks[outcome as usize].inc_by(number);
+    }
+
+    pub(crate) fn count_ignored(&self, label: &'static str) {
+        self.ignored.with_label_values(&[label]).inc();
+    }
+
+    /// All of them in Prometheus' text format.
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut text = Vec::new();
+        for registry in [&self.registry, &self.process] {
+            TextEncoder::new()
+                .encode(&registry.gather(), &mut text)
+                .expect("writing into memory does not fail");
+        }
+        text
+    }
+}
+
+/// Makes a metric and registers it. Names are constants, each registered once, so neither can fail.
+struct Register<'r> {
+    registry: &'r Registry,
+}
+
+impl Register<'_> {
+    fn add<M: prometheus::core::Collector + Clone + 'static>(
+        &self,
+        metric: prometheus::Result<M>,
+    ) -> M {
+        let metric = metric.expect("names and labels are valid constants");
+        self.registry.register(Box::new(metric.clone())).expect("each name is registered once");
+        metric
+    }
+
+    fn counters(&self, name: &str, help: &str, label: &str) -> IntCounterVec {
+        self.add(IntCounterVec::new(Opts::new(name, help), &[label]))
+    }
+
+    fn errors(&self, sink: &str) -> IntCounterVec {
+        let help = "Events that the sink did not confirm at one attempt, by kind.";
+        let opts = Opts::new("publish_errors_total", help).const_label("sink", sink);
+        self.add(IntCounterVec::new(opts, &["kind"]))
+    }
+
+    fn gauge(&self, opts: Opts) -> IntGauge {
+        self.add(IntGauge::with_opts(opts))
+    }
+
+    fn float_gauge(&self, name: &str, help: &str) -> Gauge {
+        self.add(Gauge::new(name, help))
+    }
+
+    fn histogram(&self, name: &str, help: &str, edges: &[f64]) -> Histogram {
+        self.add(Histogram::with_opts(HistogramOpts::new(name, help).buckets(edges.to_vec())))
+    }
+}

@@ -1,0 +1,735 @@
+//! The one thread that writes. It takes whatever is queued, writes it in one transaction with one
+//! sync, and hands the answers to a task on the reactor (waking the waiters from here would cost a
+//! tenth more CPU). Between batches it trims the history and gives space back.
+
+use std::fs::File;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior, params};
+use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::{oneshot, watch};
+use uuid::Uuid;
+
+use super::dedupe::{Dedupe, Seen};
+use super::{
+    Command, Gauges, Health, Misfit, OpenError, Outbox, Outcome, Receipt, Record, Refusal,
+    Settlement, Waiter, Workers, schema,
+};
+use crate::config::{self, Sync};
+use crate::event::{self, TopicCreated};
+use crate::metrics::{CallbackOutcome, Metrics};
+
+/// More than this many commands are not put into one transaction: the first would wait too long.
+const MAX_BATCH: usize = 1024;
+
+/// How often the history is looked at, and a full disk tried again.
+const TICK: Duration = Duration::from_secs(1);
+
+/// Events that one transaction trims at most, so that no callback waits long behind it.
+const TRIM_AT_ONCE: u64 = 1024;
+
+/// Free pages that are kept for reuse before space is given back, and how many go back at a time.
+const KEEP_FREE_PAGES: i64 = 2048;
+const VACUUM_AT_ONCE: i64 = 1024;
+
+/// Pages in the write-ahead log that start a checkpoint beside the commits…
+const CHECKPOINT_PAGES: i64 = 1000;
+/// …and those at which the writer finishes one itself, so that the log starts again from its
+/// beginning: beside a busy writer a checkpoint never quite catches up.
+const RESTART_PAGES: i64 = 16 * 1024;
+/// A log this long means that some reader holds it open: no more is taken before it lets go.
+const MAX_LOG_PAGES: i64 = 4 * RESTART_PAGES;
+
+/// What a row costs beside its text.
+const ROW_OVERHEAD: u64 = 80;
+
+type Answers = Vec<(Waiter, Outcome)>;
+
+struct Writer {
+    connection: Connection,
+    commands: Receiver<Command>,
+    answers: UnboundedSender<Answers>,
+    checkpoint: mpsc::SyncSender<()>,
+    gauges: Arc<Gauges>,
+    last: watch::Sender<u64>,
+    health: watch::Sender<Health>,
+    metrics: Arc<Metrics>,
+    config: config::Outbox,
+    dedupe: Dedupe,
+    page_size: u64,
+    /// The position of the last durable event.
+    position: u64,
+    /// The oldest position that is kept; one past the last where none is.
+    oldest: u64,
+    /// Up to here the history has served its time.
+    trim_to: u64,
+    /// No event from here on may be trimmed: it is still to be tried again.
+    first_deferred: u64,
+    log_pages: i64,
+    /// What `PRAGMA synchronous` says now.
+    sync: Option<Sync>,
+    /// Settlements whose transaction failed for want of room; they go with the next one.
+    unwritten: Vec<(Settlement, oneshot::Sender<()>)>,
+    warned_of_quarantine: bool,
+}
+
+/// Starts the threads of an outbox whose lock is held.
+pub(super) fn start(
+    config: &config::Outbox,
+    max_queued: usize,
+    metrics: Arc<Metrics>,
+    lock: File,
+) -> Result<(Outbox, Workers), OpenError> {
+    let path = &config.path;
+    let connection = schema::open_for_writing(path)?;
+    let checkpoints = schema::open_for_checkpoints(path)?;
+    let unusable = |error: rusqlite::Error| OpenError::unusable(path, error);
+
+    let (commands, received) = mpsc::channel();
+    let (answers, mut to_answer) = tokio::sync::mpsc::unbounded_channel::<Answers>();
+    let (checkpoint, checkpoint_due) = mpsc::sync_channel(1);
+    let gauges = Arc::new(Gauges {
+        queued: 0.into(),
+        settled_through: 0.into(),
+        deferred: 0.into(),
+        dead_letters: 0.into(),
+        quarantined: 0.into(),
+        bytes: 0.into(),
+    });
+    let keep = config.history.max(config.dedupe_window);
+    let mut writer = Writer {
+        page_size: schema::pragma::<i64>(&connection, "page_size")
+            .map_err(unusable)?
+            .unsigned_abs(),
+        connection,
+        commands: received,
+        answers,
+        checkpoint,
+        gauges: gauges.clone(),
+        last: watch::Sender::new(0),
+        health: watch::Sender::new(Health::Taking),
+        metrics,
+        config: config.clone(),
+        dedupe: Dedupe::new(
+            milliseconds(config.dedupe_window),
+            milliseconds(keep),
+            usize::try_from(config.history_events).unwrap_or(usize::MAX),
+        ),
+        position: 0,
+        oldest: 1,
+        trim_to: 0,
+        first_deferred: u64::MAX,
+        log_pages: 0,
+        sync: None,
+        unwritten: Vec::new(),
+        warned_of_quarantine: false,
+    };
+    writer.load().map_err(unusable)?;
+
+    let outbox = Outbox {
+        commands: commands.clone(),
+        gauges,
+        last: writer.last.subscribe(),
+        health: writer.health.subscribe(),
+        max_queued,
+        path: path.as_path().into(),
+    };
+    tokio::spawn(async move {
+        while let Some(answers) = to_answer.recv().await {
+            for (waiter, outcome) in answers {
+                let _ = waiter.send(outcome); // the client may have hung up; its event is safe
+            }
+        }
+    });
+    let spawn = |name: &str, body: Box<dyn FnOnce() + Send>| {
+        thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(body)
+            .map_err(|error| OpenError::unusable(path, format!("no thread to write it: {error}")))
+    };
+    let failed = commands.clone();
+    let workers = Workers {
+        writer: spawn("outbox-writer", Box::new(move || writer.run()))?,
+        checkpointer: spawn(
+            "outbox-check",
+            Box::new(move || run_checkpoints(&checkpoints, &checkpoint_due, &failed)),
+        )?,
+        commands,
+        _lock: lock,
+    };
+    Ok((outbox, workers))
+}
+
+/// Copies the log into the file beside the commits, until the writer is gone.
+fn run_checkpoints(connection: &Connection, due: &Receiver<()>, failed: &mpsc::Sender<Command>) {
+    while due.recv().is_ok() {
+        match checkpoint(connection, "PASSIVE").map_err(|error| Trouble::of(&error)) {
+            Ok(_) | Err(Trouble::Refused(_)) => {} // the next one tries again
+            Err(Trouble::Broken(reason)) => {
+                let _ = failed.send(Command::Poison(reason));
+                return;
+            }
+        }
+    }
+}
+
+/// Pages in the log, and how many of them are in the file already.
+fn checkpoint(connection: &Connection, mode: &str) -> rusqlite::Result<(i64, i64)> {
+    let mut statement = connection.prepare_cached(&format!("PRAGMA wal_checkpoint({mode})"))?;
+    statement.query_row([], |row| Ok((row.get(1)?, row.get(2)?)))
+}
+
+/// What a failed transaction means.
+#[derive(Debug)]
+enum Trouble {
+    /// It may go better later, and nothing is harmed.
+    Refused(Refusal),
+    /// Nothing that this process believes about the file is sure any more.
+    Broken(String),
+}
+
+impl Trouble {
+    fn of(error: &rusqlite::Error) -> Self {
+        let Some(failure) = error.sqlite_error() else {
+            return Trouble::Broken(error.to_string());
+        };
+        match failure.code {
+            ErrorCode::DiskFull => Trouble::Refused(Refusal::DiskFull),
+            ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked => {
+                Trouble::Refused(Refusal::Locked)
+            }
+            // The log's index could not grow: the disk is full there, too.
+            _ if failure.extended_code == rusqlite::ffi::SQLITE_IOERR_SHMSIZE => {
+                Trouble::Refused(Refusal::DiskFull)
+            }
+            _ => Trouble::Broken(error.to_string()),
+        }
+    }
+}
+
+/// A batch sorted by what is to be done.
+#[derive(Default)]
+struct Batch {
+    appends: Vec<(Record, Waiter)>,
+    misfits: Vec<(Misfit, Waiter)>,
+    settlements: Vec<(Settlement, oneshot::Sender<()>)>,
+    poison: Option<String>,
+    close: bool,
+}
+
+impl Batch {
+    fn add(&mut self, command: Command) {
+        match command {
+            Command::Append(record, waiter) => self.appends.push((record, waiter)),
+            Command::Quarantine(misfit, waiter) => self.misfits.push((misfit, waiter)),
+            Command::Settle(settlement, written) => self.settlements.push((settlement, written)),
+            Command::Poison(reason) => self.poison = Some(reason),
+            Command::Close => self.close = true,
+        }
+    }
+}
+
+/// What a transaction did, to be believed once it is committed.
+struct Written {
+    appends: Vec<Outcome>,
+    misfits: Vec<Outcome>,
+    accepted: u64,
+    quarantined: u64,
+    trimmed_to: Option<u64>,
+}
+
+impl Writer {
+    /// Learns from the file where the last run stopped.
+    fn load(&mut self) -> rusqlite::Result<()> {
+        let connection = &self.connection;
+        let number = |sql: &str| connection.query_row(sql, [], |row| row.get::<_, u64>(0));
+        let settled_through = number("SELECT settled_through FROM relay")?;
+        let newest = number("SELECT coalesce(max(position), 0) FROM events")?;
+        self.position = newest.max(settled_through);
+        self.oldest = number("SELECT coalesce(min(position), 0) FROM events")?;
+        if self.oldest == 0 {
+            self.oldest = self.position + 1;
+        }
+        let gauges = &self.gauges;
+        gauges.settled_through.store(settled_through, Relaxed);
+        gauges.dead_letters.store(number("SELECT count(*) FROM dead_letters")?, Relaxed);
+        gauges.quarantined.store(number("SELECT count(*) FROM quarantine")?, Relaxed);
+
+        let from = self.position.saturating_sub(self.config.history_events);
+        let sql = "SELECT first_id, accepted_at FROM ids WHERE position > ?1 ORDER BY position";
+        let mut statement = connection.prepare(sql)?;
+        let mut rows = statement.query([from])?;
+        while let Some(row) = rows.next()? {
+            self.dedupe.remember(Uuid::from_bytes(row.get(0)?), row.get(1)?);
+        }
+        drop(rows);
+        drop(statement);
+
+        self.count_deferred()?;
+        self.measure()?;
+        self.last.send_replace(self.position);
+        Ok(())
+    }
+
+    fn run(mut self) {
+        let mut next_tick = Instant::now();
+        loop {
+            let now = Instant::now();
+            if now >= next_tick {
+                next_tick = now + TICK;
+                if let Err(reason) = self.tick() {
+                    return self.poison(&reason);
+                }
+            }
+            let is_trimming = self.trimmable() >= self.oldest;
+            let wait = if is_trimming { Duration::ZERO } else { next_tick - now };
+            let mut batch = Batch::default();
+            match self.commands.recv_timeout(wait) {
+                Ok(command) => batch.add(command),
+                Err(RecvTimeoutError::Timeout) if is_trimming => {}
+                Err(RecvTimeoutError::Timeout) => continue,
+                Err(RecvTimeoutError::Disconnected) => batch.close = true,
+            }
+            for command in self.commands.try_iter().take(MAX_BATCH - 1) {
+                batch.add(command);
+            }
+            let close = batch.close;
+            if let Err(reason) = self.commit(batch) {
+                return self.poison(&reason);
+            }
+            if close {
+                return self.close();
+            }
+        }
+    }
+
+    /// Writes one batch and answers it. An error is for good.
+    fn commit(&mut self, mut batch: Batch) -> Result<(), String> {
+        if let Some(reason) = batch.poison {
+            let answers = Self::refuse_all(batch.appends, batch.misfits, Refusal::Poisoned);
+            self.answer(answers);
+            return Err(reason);
+        }
+        batch.settlements.splice(0..0, self.unwritten.drain(..));
+        let started = Instant::now();
+        match self.write(&batch).map_err(|error| Trouble::of(&error)) {
+            Ok(written) => {
+                self.believe(&batch.settlements, &written);
+                if batch.settlements.iter().any(|(settlement, _)| settlement.is_not_all_delivered())
+                {
+                    self.count_deferred().map_err(|error| error.to_string())?;
+                }
+                let appends =
+                    batch.appends.into_iter().map(|(_, waiter)| waiter).zip(written.appends);
+                let misfits =
+                    batch.misfits.into_iter().map(|(_, waiter)| waiter).zip(written.misfits);
+                self.answer(appends.chain(misfits).collect());
+                for (_, done) in batch.settlements {
+                    let _ = done.send(()); // the relay may be gone already
+                }
+                if written.accepted > 0 {
+                    self.metrics.commit_seconds.observe(started.elapsed().as_secs_f64());
+                    self.metrics.commit_events.observe(written.accepted as f64);
+                    self.last.send_replace(self.position);
+                }
+                self.look_after_log()
+            }
+            Err(Trouble::Refused(refusal)) => {
+                self.dedupe.roll_back();
+                self.sync = None;
+                self.refuse(refusal);
+                self.unwritten = batch.settlements;
+                self.answer(Self::refuse_all(batch.appends, batch.misfits, refusal));
+                Ok(())
+            }
+            Err(Trouble::Broken(reason)) => {
+                self.answer(Self::refuse_all(batch.appends, batch.misfits, Refusal::Poisoned));
+                Err(reason)
+            }
+        }
+    }
+
+    /// One transaction, synced if it holds anything that is going to be answered OK.
+    fn write(&mut self, batch: &Batch) -> rusqlite::Result<Written> {
+        let takes = !(batch.appends.is_empty() && batch.misfits.is_empty());
+        // Of a settlement that a power cut takes back, only a repeat comes; the next append's sync
+        // covers it too.
+        let sync = match self.config.sync {
+            Sync::Full if !takes => Sync::Normal,
+            configured => configured,
+        };
+        if self.sync != Some(sync) {
+            self.connection.pragma_update(None, "synchronous", name_of(sync))?;
+            self.sync = Some(sync);
+        }
+
+        let transaction =
+            Transaction::new_unchecked(&self.connection, TransactionBehavior::Immediate)?;
+        let mut room = self.config.max_bytes.saturating_sub(self.gauges.bytes.load(Relaxed));
+        if self.log_pages > MAX_LOG_PAGES {
+            room = 0;
+        }
+        let mut written = Written {
+            appends: Vec::with_capacity(batch.appends.len()),
+            misfits: Vec::with_capacity(batch.misfits.len()),
+            accepted: 0,
+            quarantined: 0,
+            trimmed_to: None,
+        };
+        {
+            let mut insert_event = transaction.prepare_cached(
+                "INSERT INTO events (position, accepted_at, event) VALUES (?1, ?2, ?3)",
+            )?;
+            let mut insert_id = transaction.prepare_cached(
+                "INSERT INTO ids (position, first_id, accepted_at) VALUES (?1, ?2, ?3)",
+            )?;
+            for (record, _) in &batch.appends {
+                let Record { id, accepted_at, event } = record;
+                let anew = match self.dedupe.seen(*id, *accepted_at) {
+                    Seen::InsideWindow => {
+                        written.appends.push(Ok(Receipt::Duplicate));
+                        continue;
+                    }
+                    Seen::BeforeWindow => Some(recreated(record)),
+                    Seen::Never => None,
+                };
+                let cost = event.len() as u64 + ROW_OVERHEAD;
+                if cost > room {
+                    written.appends.push(Err(Refusal::Full));
+                    continue;
+                }
+                room -= cost;
+                let position = self.position + written.accepted + 1;
+                insert_event.execute(params![
+                    position,
+                    accepted_at,
+                    anew.as_ref().unwrap_or(event)
+                ])?;
+                insert_id.execute(params![position, id.as_bytes(), accepted_at])?;
+                self.dedupe.stage(*id, *accepted_at);
+                written.accepted += 1;
+                written.appends.push(Ok(Receipt::Accepted));
+            }
+        }
+        for (misfit, _) in &batch.misfits {
+            let cost = misfit.body.len() as u64 + ROW_OVERHEAD;
+            let held = self.gauges.quarantined.load(Relaxed) + written.quarantined;
+            let outcome = if held >= self.config.quarantine_events {
+                Err(Refusal::QuarantineFull)
+            } else if cost > room {
+                Err(Refusal::Full)
+            } else {
+                insert_misfit(&transaction, misfit)?;
+                room -= cost;
+                written.quarantined += 1;
+                Ok(Receipt::Quarantined)
+            };
+            written.misfits.push(outcome);
+        }
+        for (settlement, _) in &batch.settlements {
+            settle(&transaction, settlement)?;
+        }
+        let trimmable = self.trimmable();
+        if trimmable >= self.oldest {
+            let to = trimmable.min(self.oldest + TRIM_AT_ONCE - 1);
+            trim(&transaction, to)?;
+            written.trimmed_to = Some(to);
+        }
+        transaction.commit()?;
+        Ok(written)
+    }
+
+    /// Takes over what is committed.
+    fn believe(&mut self, settlements: &[(Settlement, oneshot::Sender<()>)], written: &Written) {
+        self.dedupe.commit();
+        self.position += written.accepted;
+        self.gauges.quarantined.fetch_add(written.quarantined, Relaxed);
+        if let Some(to) = written.trimmed_to {
+            self.oldest = to + 1;
+        }
+        for (settlement, _) in settlements {
+            self.gauges.settled_through.fetch_max(settlement.through, Relaxed);
+            self.gauges.dead_letters.fetch_add(settlement.refused.len() as u64, Relaxed);
+        }
+        let duplicates = written.appends.iter().filter(|o| **o == Ok(Receipt::Duplicate)).count();
+        self.metrics.count_many(CallbackOutcome::Accepted, written.accepted);
+        self.metrics.count_many(CallbackOutcome::Duplicate, duplicates as u64);
+        let refused =
+            written.appends.iter().chain(&written.misfits).find_map(|outcome| outcome.err());
+        match refused {
+            Some(Refusal::QuarantineFull) => self.warn_of_full_quarantine(),
+            Some(refusal) => self.refuse(refusal),
+            None if written.accepted > 0 => self.take(),
+            None => {}
+        }
+    }
+
+    /// Checkpoints when it is time, and learns how large the file is.
+    fn look_after_log(&mut self) -> Result<(), String> {
+        let look = || {
+            let (pages, copied) = checkpoint(&self.connection, "NOOP")?;
+            if pages >= RESTART_PAGES {
+                return checkpoint(&self.connection, "PASSIVE");
+            }
+            if pages - copied >= CHECKPOINT_PAGES {
+                let _ = self.checkpoint.try_send(()); // full: one is due already
+            }
+            Ok((pages, copied))
+        };
+        match look() {
+            Ok((pages, _)) => self.log_pages = pages,
+            Err(error) => {
+                if let Trouble::Broken(reason) = Trouble::of(&error) {
+                    return Err(reason);
+                }
+            }
+        }
+        self.measure().map_err(|error| error.to_string())
+    }
+
+    fn measure(&mut self) -> rusqlite::Result<()> {
+        let (pages, free) = self.pages()?;
+        let used = u64::try_from(pages - free).unwrap_or(0) * self.page_size;
+        self.gauges.bytes.store(used, Relaxed);
+        Ok(())
+    }
+
+    /// Pages of the file, and those of them that are free.
+    fn pages(&self) -> rusqlite::Result<(i64, i64)> {
+        let mut pages = self.connection.prepare_cached("PRAGMA page_count")?;
+        let mut free = self.connection.prepare_cached("PRAGMA freelist_count")?;
+        Ok((pages.query_row([], |row| row.get(0))?, free.query_row([], |row| row.get(0))?))
+    }
+
+    fn count_deferred(&mut self) -> rusqlite::Result<()> {
+        let sql = "SELECT count(*), min(position) FROM deferred";
+        let (count, first): (u64, Option<u64>) =
+            self.connection.query_row(sql, [], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        self.gauges.deferred.store(count, Relaxed);
+        self.first_deferred = first.unwrap_or(u64::MAX);
+        Ok(())
+    }
+
+    /// The last position that may go now: past its time, and settled.
+    fn trimmable(&self) -> u64 {
+        let settled = self.gauges.settled_through.load(Relaxed).min(self.first_deferred - 1);
+        let too_many = self.position.saturating_sub(self.config.history_events);
+        self.trim_to.max(too_many).min(settled)
+    }
+
+    /// Once a second: what is due by the clock.
+    fn tick(&mut self) -> Result<(), String> {
+        let result =
+            self.expire().and_then(|()| self.give_space_back()).and_then(|()| self.measure());
+        let result = result.and_then(|()| self.probe());
+        match result.map_err(|error| Trouble::of(&error)) {
+            Ok(()) => Ok(()),
+            Err(Trouble::Refused(refusal)) => {
+                self.sync = None;
+                self.refuse(refusal);
+                Ok(())
+            }
+            Err(Trouble::Broken(reason)) => Err(reason),
+        }
+    }
+
+    /// Moves `trim_to` past the events that are older than the history's time.
+    fn expire(&mut self) -> rusqlite::Result<()> {
+        let now = event::since_epoch(SystemTime::now());
+        let expired = now.saturating_sub(milliseconds(self.config.history));
+        let sql = "SELECT position, accepted_at FROM ids WHERE position > ?1 ORDER BY position";
+        let mut statement = self.connection.prepare_cached(sql)?;
+        let mut rows = statement.query([self.trim_to.max(self.oldest - 1)])?;
+        while let Some(row) = rows.next()? {
+            if row.get::<_, u64>(1)? > expired {
+                break;
+            }
+            self.trim_to = row.get(0)?;
+        }
+        Ok(())
+    }
+
+    /// Shrinks the file by a little when much of it is free.
+    fn give_space_back(&mut self) -> rusqlite::Result<()> {
+        let (pages, free) = self.pages()?;
+        if free < KEEP_FREE_PAGES.max(pages / 4) {
+            return Ok(());
+        }
+        let sql = format!("PRAGMA incremental_vacuum({VACUUM_AT_ONCE})");
+        let mut statement = self.connection.prepare(&sql)?;
+        let mut rows = statement.query([])?;
+        while rows.next()?.is_some() {} // a page a step
+        Ok(())
+    }
+
+    /// While it refuses, finds out whether it could take again: nobody else will, once a load
+    /// balancer has believed `/readyz`.
+    fn probe(&mut self) -> rusqlite::Result<()> {
+        let refusal = match &*self.health.borrow() {
+            Health::Refusing(refusal) => *refusal,
+            _ => return Ok(()),
+        };
+        let has_room = match refusal {
+            Refusal::Full => {
+                self.log_pages = checkpoint(&self.connection, "PASSIVE")?.0;
+                let is_log_short = self.log_pages <= MAX_LOG_PAGES;
+                let used = self.gauges.bytes.load(Relaxed);
+                is_log_short && used + used / 100 < self.config.max_bytes
+            }
+            _ => {
+                let sql = "UPDATE probe SET filler = randomblob(?1)";
+                self.connection.execute(sql, [64 * 1024])?;
+                self.connection.execute(sql, [0])?;
+                true
+            }
+        };
+        if has_room {
+            self.take();
+        }
+        Ok(())
+    }
+
+    fn take(&self) {
+        let was_refusing = *self.health.borrow() != Health::Taking;
+        if was_refusing {
+            tracing::info!("the outbox takes callbacks again");
+            self.health.send_replace(Health::Taking);
+        }
+    }
+
+    fn refuse(&self, refusal: Refusal) {
+        if *self.health.borrow() == Health::Refusing(refusal) {
+            return;
+        }
+        let path = self.config.path.display();
+        match refusal {
+            Refusal::Full => tracing::error!(
+                %path, used = self.gauges.bytes.load(Relaxed), max_bytes = self.config.max_bytes,
+                pending = self.position.saturating_sub(self.gauges.settled_through.load(Relaxed)),
+                "the outbox is full, callbacks are answered 503: bring the sink back, shorten \
+                 outbox.history, or raise outbox.max_bytes"
+            ),
+            Refusal::DiskFull => tracing::error!(
+                %path, "the disk is full, callbacks are answered 503: make room, and taking resumes"
+            ),
+            _ => tracing::error!(
+                %path, "another program holds the outbox locked, callbacks are answered 503: end it"
+            ),
+        }
+        self.health.send_replace(Health::Refusing(refusal));
+    }
+
+    /// Said once a run: good callbacks are still taken, and the gauge `quarantined` shows it.
+    fn warn_of_full_quarantine(&mut self) {
+        if !self.warned_of_quarantine {
+            self.warned_of_quarantine = true;
+            tracing::error!(
+                path = %self.config.path.display(), limit = self.config.quarantine_events,
+                "the quarantine is full, malformed callbacks are answered 503 and not kept: look at \
+                 `topic-bridge outbox list --quarantined`, or raise outbox.quarantine_events"
+            );
+        }
+    }
+
+    fn answer(&self, answers: Answers) {
+        self.gauges.queued.fetch_sub(answers.len(), Relaxed);
+        let _ = self.answers.send(answers); // the runtime is gone: so are the waiters
+    }
+
+    fn refuse_all(
+        appends: Vec<(Record, Waiter)>,
+        misfits: Vec<(Misfit, Waiter)>,
+        refusal: Refusal,
+    ) -> Answers {
+        let appends = appends.into_iter().map(|(_, waiter)| waiter);
+        let waiters = appends.chain(misfits.into_iter().map(|(_, waiter)| waiter));
+        waiters.map(|waiter| (waiter, Err(refusal))).collect()
+    }
+
+    /// Says why, refuses whatever is queued, and ends. The file stays as it is for the next start.
+    fn poison(self, reason: &str) {
+        tracing::error!(
+            path = %self.config.path.display(), reason,
+            "the outbox failed and takes nothing more, for what is on the disk is not sure any more: \
+             look after the disk, then start again"
+        );
+        self.health.send_replace(Health::Poisoned(reason.to_owned()));
+        let mut rest = Batch::default();
+        for command in self.commands.try_iter() {
+            rest.add(command);
+        }
+        self.answer(Self::refuse_all(rest.appends, rest.misfits, Refusal::Poisoned));
+    }
+
+    fn close(self) {
+        // Only saves the next start some reading; the log is as good as the file.
+        let _ = checkpoint(&self.connection, "TRUNCATE");
+        if let Err((_, error)) = self.connection.close() {
+            tracing::warn!(%error, "the outbox was not closed cleanly; nothing is lost by that");
+        }
+    }
+}
+
+/// The event of a topic that was created anew, under its own id.
+fn recreated(record: &Record) -> String {
+    let id = event::recreated_id(record.id, record.accepted_at);
+    let event = TopicCreated::decode(&record.event).expect("the ingress encoded this event");
+    TopicCreated { id, ..event }.encode()
+}
+
+fn insert_misfit(transaction: &Transaction, misfit: &Misfit) -> rusqlite::Result<()> {
+    let sql = "INSERT INTO quarantine
+        (received_at, sdk_app_id, client_ip, client_platform, reason, body) VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
+    let Misfit { sdk_app_id, client_ip, client_platform, received_at, reason, body } = misfit;
+    let row = params![received_at, sdk_app_id, client_ip, client_platform, reason, body];
+    transaction.prepare_cached(sql)?.execute(row)?;
+    Ok(())
+}
+
+fn settle(transaction: &Transaction, settlement: &Settlement) -> rusqlite::Result<()> {
+    transaction
+        .prepare_cached("UPDATE relay SET settled_through = max(settled_through, ?1)")?
+        .execute([settlement.through])?;
+    for again in &settlement.again {
+        let sql = "INSERT OR REPLACE INTO deferred (position, attempts, not_before, reason)
+            VALUES (?1, ?2, ?3, ?4)";
+        let row = params![again.position, again.attempts, again.not_before, again.reason];
+        transaction.prepare_cached(sql)?.execute(row)?;
+    }
+    for refused in &settlement.refused {
+        let sql =
+            "INSERT OR REPLACE INTO dead_letters (position, accepted_at, event, refused_at, reason)
+            SELECT position, accepted_at, event, ?2, ?3 FROM events WHERE position = ?1";
+        let row = params![refused.position, refused.at, refused.reason];
+        transaction.prepare_cached(sql)?.execute(row)?;
+    }
+    let refused = settlement.refused.iter().map(|refused| &refused.position);
+    for position in settlement.delivered_at_last.iter().chain(refused) {
+        transaction
+            .prepare_cached("DELETE FROM deferred WHERE position = ?1")?
+            .execute([position])?;
+    }
+    Ok(())
+}
+
+fn trim(transaction: &Transaction, to: u64) -> rusqlite::Result<()> {
+    transaction.prepare_cached("DELETE FROM events WHERE position <= ?1")?.execute([to])?;
+    transaction.prepare_cached("DELETE FROM ids WHERE position <= ?1")?.execute([to])?;
+    Ok(())
+}
+
+fn name_of(sync: Sync) -> &'static str {
+    match sync {
+        Sync::Full => "FULL",
+        Sync::Normal => "NORMAL",
+        Sync::Off => "OFF",
+    }
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,383 @@
+//! The accept loop under both listeners: how many connections there may be, how long each may take
+//! over what, TLS, and the order in which they are closed. It knows nothing of what is asked.
+//!
+//! hyper's own timer for a request's head also runs while a kept-alive connection is idle, so the two
+//! could not differ; here each connection carries a clock of its own.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use http_body_util::BodyExt as _;
+use hyper::body::{Body, Incoming};
+use hyper::header::{CONNECTION, HeaderValue};
+use hyper::rt::{Read, ReadBufCursor, Write};
+use hyper::server::conn::{http1, http2};
+use hyper::service::{Service, service_fn};
+use hyper::{Request, Response, Version};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+
+/// The head of a request may not be larger.
+const MAX_HEAD_BYTES: u32 = 32 * 1024;
+
+/// Connections over the limit that are told so at a time; the rest is just closed.
+const MAX_TURNED_AWAY: usize = 64;
+
+/// A stopping listener goes through these, forwards only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Phase {
+    Serving,
+    /// Each answer says `Connection: close`.
+    LastCalls,
+    /// …and nobody new is let in.
+    Closed,
+    /// Idle connections are closed; requests in progress are finished.
+    Finishing,
+    /// What is still there is cut off.
+    Ended,
+}
+
+/// What a listener allows.
+#[derive(Debug, Clone)]
+pub(crate) struct Limits {
+    pub(crate) max_connections: usize,
+    /// To send a request's head, and for a TLS handshake.
+    pub(crate) header_timeout: Duration,
+    /// Between two requests of a connection.
+    pub(crate) idle_timeout: Duration,
+    /// Whether a client that has closed its sending side still gets its answer. Where answers are
+    /// endless, its closing is the only sign that it is gone.
+    pub(crate) half_close: bool,
+}
+
+pub(crate) struct Server {
+    pub(crate) listener: TcpListener,
+    pub(crate) limits: Limits,
+    pub(crate) tls: Option<watch::Receiver<Arc<ServerConfig>>>,
+    pub(crate) phase: watch::Receiver<Phase>,
+    /// The JSON that a connection over the limit is answered, with status 503.
+    pub(crate) turned_away: String,
+}
+
+impl Server {
+    /// Serves until the phase is [`Phase::Ended`], or all connections are gone after
+    /// [`Phase::Closed`]. `on_turned_away` is called for each connection over the limit.
+    pub(crate) async fn run<S, B>(self, service: S, on_turned_away: impl Fn())
+    where
+        S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + Sync + 'static,
+        S::Future: Send,
+        S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+        B: Body + Send + 'static,
+        B::Data: Send,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let connections = Arc::new(Semaphore::new(self.limits.max_connections));
+        let turning_away = Arc::new(Semaphore::new(MAX_TURNED_AWAY));
+        let admit = |stream: TcpStream| {
+            let Ok(permit) = connections.clone().try_acquire_owned() else {
+                on_turned_away();
+                if let (Ok(permit), None) = (turning_away.clone().try_acquire_owned(), &self.tls) {
+                    tokio::spawn(turn_away(stream, self.turned_away.clone(), permit));
+                }
+                return;
+            };
+            let connection = Connection {
+                limits: self.limits.clone(),
+                tls: self.tls.as_ref().map(|tls| tls.borrow().clone()),
+                phase: self.phase.clone(),
+                _permit: permit,
+            };
+            tokio::spawn(connection.serve(stream, service.clone()));
+        };
+
+        let mut phase = self.phase.clone();
+        loop {
+            tokio::select! {
+                accepted = self.listener.accept() => match accepted {
+                    Ok((stream, _)) => admit(stream),
+                    // Out of descriptors, as a rule: trying again at once would spin.
+                    Err(error) => {
+                        tracing::warn!(%error, "cannot accept a connection");
+                        sleep(Duration::from_millis(50)).await;
+                    }
+                },
+                () = reached(&mut phase, Phase::Closed) => break,
+            }
+        }
+        // Whoever the kernel has let in already would be reset by the closing of the listener.
+        while let Some(Ok((stream, _))) = self.listener.accept().now_or_never() {
+            admit(stream);
+        }
+        drop(self.listener);
+
+        let all = u32::try_from(self.limits.max_connections).unwrap_or(u32::MAX);
+        tokio::select! {
+            _ = connections.acquire_many(all) => {}
+            () = reached(&mut phase, Phase::Ended) => {}
+        }
+    }
+}
+
+/// Completes once the listener is at `phase`, or past it, or gone.
+pub(crate) async fn reached(phases: &mut watch::Receiver<Phase>, phase: Phase) {
+    let _ = phases.wait_for(|now| *now >= phase).await;
+}
+
+/// Tells a connection over the limit why it is closed. Reads on a little, for closing with something
+/// unread would take the answer back.
+async fn turn_away(mut stream: TcpStream, body: String, _permit: OwnedSemaphorePermit) {
+    let length = body.len();
+    let answer = format!(
+        "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 1\r\n\
+         connection: close\r\ncontent-length: {length}\r\n\r\n{body}"
+    );
+    let say = async {
+        stream.write_all(answer.as_bytes()).await?;
+        stream.shutdown().await?;
+        let mut unread = [0; 4096];
+        while stream.read(&mut unread).await? > 0 {}
+        io::Result::Ok(())
+    };
+    let _ = timeout(Duration::from_millis(500), say).await; // it was a courtesy
+}
+
+/// One connection, on its way from the accept loop to its end.
+struct Connection {
+    limits: Limits,
+    tls: Option<Arc<ServerConfig>>,
+    phase: watch::Receiver<Phase>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Connection {
+    async fn serve<S, B>(self, stream: TcpStream, service: S)
+    where
+        S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + Sync + 'static,
+        S::Future: Send,
+        S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+        B: Body + Send + 'static,
+        B::Data: Send,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let _ = stream.set_nodelay(true); // only costs latency where it fails
+        let Some(tls) = self.tls.clone() else {
+            return self.converse(stream, service, false).await;
+        };
+        let handshake = TlsAcceptor::from(tls).accept(stream);
+        match timeout(self.limits.header_timeout, handshake).await {
+            Ok(Ok(stream)) => {
+                let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+                self.converse(stream, service, is_http2).await;
+            }
+            Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
+            Err(_) => tracing::debug!("a TLS handshake took too long"),
+        }
+    }
+
+    async fn converse<S, B, IO>(self, io: IO, service: S, is_http2: bool)
+    where
+        S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + Sync + 'static,
+        S::Future: Send,
+        S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+        B: Body + Send + 'static,
+        B::Data: Send,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+        IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let activity = Arc::new(Activity::new());
+        let io = Observed { io: TokioIo::new(io), activity: activity.clone() };
+        let phase = self.phase.clone();
+        let observed = activity.clone();
+        let service = service_fn(move |request: Request<Incoming>| {
+            let busy = Busy::enter(observed.clone());
+            let is_last = request.version() < Version::HTTP_2 && *phase.borrow() > Phase::Serving;
+            let answer = service.call(request);
+            async move {
+                let mut response = answer.await?;
+                if is_last {
+                    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                }
+                // An answer's body holds the guard: the request is being answered until it is sent.
+                let guard = move |error| {
+                    let _ = &busy;
+                    error
+                };
+                Ok::<_, S::Error>(response.map(|body| body.map_err(guard)))
+            }
+        });
+        if is_http2 {
+            let mut builder = http2::Builder::new(TokioExecutor::new());
+            builder
+                .timer(TokioTimer::new())
+                .max_header_list_size(MAX_HEAD_BYTES)
+                .max_concurrent_streams(128)
+                .keep_alive_interval(Duration::from_secs(20));
+            let connection = builder.serve_connection(io, service);
+            self.watch(connection, |connection| connection.graceful_shutdown(), &activity).await;
+        } else {
+            let mut builder = http1::Builder::new();
+            builder.max_buf_size(MAX_HEAD_BYTES as usize).half_close(self.limits.half_close);
+            let connection = builder.serve_connection(io, service);
+            self.watch(connection, |connection| connection.graceful_shutdown(), &activity).await;
+        }
+    }
+
+    /// Drives a connection until it ends, its time is up, or its listener is done.
+    async fn watch<C, E>(mut self, connection: C, finish: impl Fn(Pin<&mut C>), activity: &Activity)
+    where
+        C: Future<Output = Result<(), E>>,
+    {
+        let mut connection = pin!(connection);
+        let mut deadline = pin!(sleep_until(activity.deadline(&self.limits)));
+        let mut next = Phase::Finishing;
+        loop {
+            tokio::select! {
+                _ = connection.as_mut() => return, // an error is the client's going away
+                () = deadline.as_mut() => {
+                    let due = activity.deadline(&self.limits);
+                    if due <= Instant::now() {
+                        return;
+                    }
+                    deadline.as_mut().reset(due);
+                }
+                () = reached(&mut self.phase, next) => {
+                    if next == Phase::Ended {
+                        return;
+                    }
+                    next = Phase::Ended;
+                    finish(connection.as_mut());
+                }
+            }
+        }
+    }
+}
+
+/// What a connection is at, and since when: idle, sending a request's head, or being answered.
+struct Activity {
+    opened: Instant,
+    /// Requests that are being answered.
+    answering: AtomicUsize,
+    is_in_head: AtomicBool,
+    /// Milliseconds from `opened` to the last change.
+    since: AtomicU64,
+}
+
+impl Activity {
+    /// A new connection owes a head from the start.
+    fn new() -> Self {
+        Activity {
+            opened: Instant::now(),
+            answering: 0.into(),
+            is_in_head: true.into(),
+            since: 0.into(),
+        }
+    }
+
+    fn changed(&self) {
+        let elapsed = u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.since.store(elapsed, Relaxed);
+    }
+
+    fn received(&self) {
+        if self.answering.load(Relaxed) == 0 && !self.is_in_head.load(Relaxed) {
+            self.is_in_head.store(true, Relaxed);
+            self.changed();
+        }
+    }
+
+    /// When to look again, or, in the past, to close. Whoever answers has limits of his own.
+    fn deadline(&self, limits: &Limits) -> Instant {
+        let since = self.opened + Duration::from_millis(self.since.load(Relaxed));
+        if self.answering.load(Relaxed) > 0 {
+            Instant::now() + limits.header_timeout.min(limits.idle_timeout)
+        } else if self.is_in_head.load(Relaxed) {
+            since + limits.header_timeout
+        } else {
+            since + limits.idle_timeout
+        }
+    }
+}
+
+/// A request that is being answered, for as long as it lives.
+struct Busy(Arc<Activity>);
+
+impl Busy {
+    fn enter(activity: Arc<Activity>) -> Self {
+        activity.answering.fetch_add(1, Relaxed);
+        activity.is_in_head.store(false, Relaxed);
+        Busy(activity)
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.answering.fetch_sub(1, Relaxed);
+        self.0.changed();
+    }
+}
+
+/// A stream that notices when something arrives.
+struct Observed<IO> {
+    io: TokioIo<IO>,
+    activity: Arc<Activity>,
+}
+
+impl<IO: AsyncRead + Unpin> Read for Observed<IO> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context,
+        buffer: ReadBufCursor,
+    ) -> Poll<io::Result<()>> {
+        let read = ready!(Pin::new(&mut self.io).poll_read(context, buffer));
+        self.activity.received();
+        Poll::Ready(read)
+    }
+}
+
+impl<IO: AsyncWrite + Unpin> Write for Observed<IO> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context,
+        buffer: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(context, buffer)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(context)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context,
+        buffers: &[io::IoSlice],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(context, buffers)
+    }
+}
+
+/// Binds, with the address in the error.
+pub(crate) async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.map_err(|error| {
+        anyhow::anyhow!("cannot listen on {address}: {error}; is another program using the port?")
+    })
+}
