@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::Parser as _;
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
 use topic_bridge::app::App;
 use topic_bridge::cli::{self, Arguments, Command};
@@ -19,19 +19,13 @@ fn main() -> ExitCode {
     let result = match command.unwrap_or(Command::Serve) {
         Command::Serve => Config::load(config, &set).map_err(Into::into).and_then(serve),
         Command::Check(args) => cli::check::run(&args, config, &set),
-        Command::Send(args) => {
-            one_thread().and_then(|runtime| runtime.block_on(cli::send::run(*args)))
-        }
+        Command::Send(args) => cli::send::run(*args),
         Command::Outbox(args) => cli::outbox::run(&args, config, &set),
     };
     result.unwrap_or_else(|error| {
         eprintln!("topic-bridge: {error:#}");
         ExitCode::from(if error.is::<Faults>() { CONFIGURATION } else { 1 })
     })
-}
-
-fn one_thread() -> anyhow::Result<Runtime> {
-    Builder::new_current_thread().enable_all().build().context("cannot start the runtime")
 }
 
 fn serve(config: Config) -> anyhow::Result<ExitCode> {

@@ -201,11 +201,11 @@ impl Connection {
         let observed = activity.clone();
         let service = service_fn(move |request: Request<Incoming>| {
             let busy = Busy::enter(observed.clone());
-            let is_last = request.version() < Version::HTTP_2 && *phase.borrow() > Phase::Serving;
+            let (is_http1, phase) = (request.version() < Version::HTTP_2, phase.clone());
             let answer = service.call(request);
             async move {
                 let mut response = answer.await?;
-                if is_last {
+                if is_http1 && *phase.borrow() > Phase::Serving {
                     response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
                 }
                 // An answer's body holds the guard: the request is being answered until it is sent.

@@ -1,0 +1,338 @@
+//! `topic-bridge send` plays the platform: it posts callbacks, signed as the platform signs them,
+//! to any URL, and says how they were answered and how long that took. It knows nothing of the
+//! bridge, so it tries other receivers just as well.
+//!
+//! This file holds the command line and its checks; [`callback`] makes what is sent, [`load`]
+//! decides when ([`pacer`]), [`connection`] carries it, [`answer`] reads what comes back, and
+//! [`report`] sums it up.
+
+mod answer;
+mod callback;
+mod connection;
+mod load;
+mod pacer;
+mod report;
+
+use std::io::{IsTerminal as _, Read as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail, ensure};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use callback::{Bodies, Custom, Fields, Signer, Target};
+use connection::Dialer;
+use load::Load;
+
+const DEFAULT_URL: &str = "http://127.0.0.1:8080/";
+const MAX_RATE: f64 = 1_000_000.0;
+const MAX_CONNECTIONS: u32 = 10_000;
+
+const EXAMPLES: &str = "\
+Examples:
+  One callback to a bridge on this machine:
+    topic-bridge send --token my-token
+
+  A topic of one's own, with custom fields:
+    topic-bridge send --token-file token.txt --group-id @TGS#1 --topic-id @TOPIC#1 \\
+      --name 'Tea & cake' --custom color=blue --custom color=red
+
+  A minute at 100 callbacks a second, the result as JSON:
+    topic-bridge send --token my-token --rate 100 --duration 1m --concurrency 16 --json
+
+  As fast as it goes, over 64 connections:
+    topic-bridge send --token my-token --duration 10s --concurrency 64
+
+  A stale signature, which a receiver must refuse:
+    topic-bridge send --token my-token --request-time 1669872112
+
+  A body from a file, byte for byte, and each answer as a line of JSON:
+    topic-bridge send --token my-token --body-file broken.json --answers";
+
+/// Play the platform: send callbacks, and count the answers
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// Where to send, http or https; may have a path and a query of its own, to which the
+    /// platform's parameters are appended [default: http://127.0.0.1:8080/]
+    #[arg(value_name = "URL", conflicts_with = "url")]
+    to: Option<String>,
+
+    /// The same as the argument URL
+    #[arg(long)]
+    url: Option<String>,
+
+    /// The app that the callbacks come from
+    #[arg(long, value_name = "ID", default_value_t = 1_400_000_000)]
+    sdk_app_id: u64,
+
+    /// Sign with this token; with no token the callbacks go unsigned
+    #[arg(long, conflicts_with = "token_file")]
+    token: Option<String>,
+
+    /// Sign with the token in this file; a line break at its end is not part of it
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+
+    /// End after this many callbacks [default: 1, or unlimited with --duration]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    count: Option<u64>,
+
+    /// End after this time, such as 10s or 5m
+    #[arg(long, value_parser = humantime::parse_duration)]
+    duration: Option<Duration>,
+
+    /// Callbacks a second, due at fixed times however slow the answers are; without it, as fast as
+    /// the answers come
+    #[arg(long, value_name = "PER_SECOND", value_parser = parse_rate)]
+    rate: Option<f64>,
+
+    /// Keep-alive connections, with one callback at a time on each
+    #[arg(long, value_name = "N", default_value_t = 1,
+          value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_CONNECTIONS)))]
+    concurrency: u32,
+
+    /// How long to wait for an answer; the platform waits two seconds
+    #[arg(long, value_name = "DURATION", default_value = "2s",
+          value_parser = humantime::parse_duration)]
+    timeout: Duration,
+
+    /// The callback command, in the URL and in the body
+    #[arg(long, default_value = "Group.CallbackAfterCreateTopic")]
+    command: String,
+
+    /// The topic's group [default: one for the whole run]
+    #[arg(long, value_name = "ID")]
+    group_id: Option<String>,
+
+    /// The topic's id; given, every callback is about the same topic [default: a new one for each]
+    #[arg(long, value_name = "ID")]
+    topic_id: Option<String>,
+
+    /// The topic's name
+    #[arg(long, default_value = "MyFirstTopic")]
+    name: String,
+
+    /// Who created the topic
+    #[arg(long, value_name = "USER", default_value = "group_root")]
+    operator: String,
+
+    /// Who owns the group
+    #[arg(long, value_name = "USER", default_value = "leckie")]
+    owner: String,
+
+    /// The group's type
+    #[arg(long = "type", value_name = "TYPE", default_value = "Community")]
+    group_type: String,
+
+    /// A custom field; may be repeated, also with the same key
+    #[arg(long, value_name = "KEY=VALUE", value_parser = callback::parse_custom)]
+    custom: Vec<Custom>,
+
+    /// When it happened, in milliseconds since 1970 [default: not said, as the platform does]
+    #[arg(long, value_name = "MILLISECONDS")]
+    event_time: Option<u64>,
+
+    /// The address of the user's client
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
+    client_ip: String,
+
+    /// The platform of the user's client, such as iOS, Android, Web or RESTAPI
+    #[arg(long, default_value = "RESTAPI")]
+    platform: String,
+
+    /// Send this file as the body, byte for byte; - reads the standard input
+    #[arg(long, value_name = "FILE", conflicts_with_all = [
+        "group_id", "topic_id", "name", "operator", "owner", "group_type", "custom", "event_time",
+    ])]
+    body_file: Option<PathBuf>,
+
+    /// Sign and send this RequestTime, in seconds since 1970, not the current one
+    #[arg(long, value_name = "SECONDS")]
+    request_time: Option<String>,
+
+    /// Trust the certificates in this PEM file too, over https
+    #[arg(long, value_name = "FILE")]
+    ca_file: Option<PathBuf>,
+
+    /// Print every answer on stdout as a line of JSON, at once; the summary goes to stderr
+    #[arg(long)]
+    answers: bool,
+
+    /// Print the summary as one JSON object on stdout
+    #[arg(long)]
+    json: bool,
+}
+
+/// Sends what was asked for. The exit code is 0 when every callback was answered 200, OK, 0.
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let (json, answers) = (args.json, args.answers);
+    let load = plan(args)?;
+    let summary = load.run()?;
+    let text = if json { summary.json() + "\n" } else { summary.to_string() };
+    if json || !answers {
+        std::io::stdout().write_all(text.as_bytes()).context("cannot write to stdout")?;
+    } else {
+        std::io::stderr().write_all(text.as_bytes()).context("cannot write to stderr")?;
+    }
+    Ok(if summary.all_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Checks the arguments together and reads the files they name.
+fn plan(args: Args) -> anyhow::Result<Load> {
+    ensure!(!args.timeout.is_zero(), "--timeout is 0, nothing can be answered in that time");
+    let token = match (&args.token, &args.token_file) {
+        (Some(token), _) => Some(token.clone()),
+        (None, Some(path)) => Some(read_token(path)?),
+        (None, None) => None,
+    };
+    if token.as_deref() == Some("") {
+        bail!("the token is empty; leave it out to send unsigned");
+    }
+    let url = args.to.as_deref().or(args.url.as_deref()).unwrap_or(DEFAULT_URL);
+    let target = Target::parse(url)?;
+    let query = [
+        ("SdkAppid", args.sdk_app_id.to_string()),
+        ("CallbackCommand", args.command.clone()),
+        ("contenttype", "json".to_owned()),
+        ("ClientIP", args.client_ip.clone()),
+        ("OptPlatform", args.platform.clone()),
+    ];
+    let signer = Signer::new(&target, &query, token, args.request_time.clone())?;
+    let dialer = Dialer::new(&target, args.ca_file.as_deref())?;
+    let concurrency = args.concurrency as usize;
+    // Where the limit cannot be raised the connections that find no descriptor are reported refused.
+    let _ = rlimit::increase_nofile_limit(u64::from(args.concurrency) + 64);
+    let count = args.count.or(if args.duration.is_some() { None } else { Some(1) });
+    Ok(Load {
+        progress: progress(count, args.duration),
+        count,
+        duration: args.duration,
+        rate: args.rate,
+        concurrency,
+        timeout: args.timeout,
+        print_answers: args.answers,
+        host: target.host_header,
+        dialer,
+        signer,
+        bodies: bodies(args)?,
+    })
+}
+
+fn bodies(args: Args) -> anyhow::Result<Bodies> {
+    if let Some(path) = &args.body_file {
+        return Ok(Bodies::verbatim(read_body(path)?));
+    }
+    let run = format!("{:012x}", fastrand::u64(..1 << 48));
+    let group_id = args.group_id.unwrap_or_else(|| format!("@TGS#_@TGS#c{run}"));
+    let numbered = args.topic_id.is_none();
+    let topic_id = args.topic_id.unwrap_or_else(|| format!("@TGS#_@TGS#c{run}@TOPIC#_@TOPIC#c"));
+    let fields = Fields {
+        callback_command: args.command,
+        group_id,
+        topic_id,
+        operator_account: args.operator,
+        owner_account: args.owner,
+        group_type: args.group_type,
+        name: args.name,
+        user_defined_data_list: args.custom,
+        event_time: args.event_time,
+    };
+    Ok(if numbered { Bodies::numbered(&fields) } else { Bodies::same(&fields) })
+}
+
+fn read_token(path: &Path) -> anyhow::Result<String> {
+    let text = std::fs::read_to_string(path)
+        .with_context(|| format!("cannot read the token file {}", path.display()))?;
+    Ok(text.trim_end_matches(['\r', '\n']).to_owned())
+}
+
+fn read_body(path: &Path) -> anyhow::Result<Vec<u8>> {
+    let mut body = Vec::new();
+    if path == Path::new("-") {
+        std::io::stdin().read_to_end(&mut body).context("cannot read the body from stdin")?;
+        return Ok(body);
+    }
+    std::fs::read(path).with_context(|| format!("cannot read the body file {}", path.display()))
+}
+
+fn parse_rate(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(rate) if rate > 0.0 && rate <= MAX_RATE => Ok(rate),
+        Ok(rate) => Err(format!("rate is {rate}, it must be above 0 and at most {MAX_RATE}")),
+        Err(_) => Err("not a number".to_owned()),
+    }
+}
+
+/// A bar for whoever watches: over the callbacks when their number is known, else over the time.
+fn progress(count: Option<u64>, duration: Option<Duration>) -> Option<ProgressBar> {
+    if count == Some(1) || !std::io::stderr().is_terminal() {
+        return None;
+    }
+    let (length, template) = match (count, duration) {
+        (Some(count), _) => (count, "{bar:40} {human_pos}/{human_len} {per_sec} {eta} left"),
+        (None, Some(duration)) => {
+            (u64::try_from(duration.as_millis()).unwrap_or(u64::MAX), "{bar:40} {elapsed} {msg}")
+        }
+        (None, None) => return None,
+    };
+    let style = ProgressStyle::with_template(template).expect("both templates are constants");
+    Some(ProgressBar::new(length).with_style(style))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, clap::Parser)]
+    struct Command {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn parse(line: &[&str]) -> Result<Args, clap::Error> {
+        use clap::Parser as _;
+        let line = std::iter::once("send").chain(line.iter().copied());
+        Command::try_parse_from(line).map(|command| command.args)
+    }
+
+    #[test]
+    fn a_run_ends_after_one_callback_unless_told_otherwise() {
+        let check = |line: &[&str], expected: Option<u64>| {
+            assert_eq!(plan(parse(line).unwrap()).unwrap().count, expected, "{line:?}");
+        };
+        check(&[], Some(1));
+        check(&["--count", "7"], Some(7));
+        check(&["--duration", "1s"], None);
+        check(&["--duration", "1s", "--count", "7"], Some(7));
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_a_usage_error() {
+        for line in [
+            &["--rate", "0"][..],
+            &["--rate", "-1"],
+            &["--rate", "NaN"],
+            &["--rate", "inf"],
+            &["--count", "0"],
+            &["--concurrency", "0"],
+            &["--concurrency", "10001"],
+            &["--custom", "no-equals-sign"],
+            &["--token", "a", "--token-file", "b"],
+            &["http://a/", "--url", "http://b/"],
+            &["--body-file", "a", "--topic-id", "b"],
+        ] {
+            assert!(parse(line).is_err(), "{line:?}");
+        }
+    }
+
+    #[test]
+    fn a_token_file_may_end_in_a_line_break() {
+        let file = std::env::temp_dir().join(format!("topic-bridge-send-{}", std::process::id()));
+        std::fs::write(&file, " a token \r\n").unwrap();
+        let token = read_token(&file);
+        std::fs::remove_file(&file).unwrap();
+        assert_eq!(token.unwrap(), " a token ");
+    }
+}

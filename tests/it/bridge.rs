@@ -1,0 +1,275 @@
+//! The program under test, and the platform that calls it.
+
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use tempfile::TempDir;
+
+use crate::http::{self, Connection, Reply};
+
+pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_topic-bridge");
+pub(crate) const APP: u64 = 1_400_000_000;
+pub(crate) const TOKEN: &str = "0012345678";
+pub(crate) const TOPIC_CREATED: &str = "Group.CallbackAfterCreateTopic";
+
+/// The app of the tests: one token, all digits.
+pub(crate) const APPS: &str = r#"[{sdk_app_id=1400000000,tokens=["0012345678"]}]"#;
+
+/// The platform's documented sample, but for its comments, which are not JSON.
+pub(crate) const SAMPLE: &str = r#" {
+    "CallbackCommand": "Group.CallbackAfterCreateTopic",
+    "GroupId" : "@TGS#2J4SZEAEL",
+    "TopicId"	: "@TGS#_@TGS#cQVLVHIM62CJ@TOPIC#_@TOPIC#cRTE3HIM62C5",
+    "Operator_Account": "group_root",
+    "Owner_Account": "leckie",
+    "Type": "Community",
+    "Name": "MyFirstTopic",
+    "UserDefinedDataList": [
+        {
+            "Key": "UserDefined1",
+            "Value": "hello"
+        },
+        {
+            "Key": "UserDefined2",
+            "Value": "world"
+        }
+    ]
+}
+"#;
+
+/// Waits for a condition for as long as a slow machine may need, then fails with its name.
+pub(crate) fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+    let started = Instant::now();
+    loop {
+        if let Some(found) = condition() {
+            return found;
+        }
+        assert!(started.elapsed() < Duration::from_secs(30), "never: {what}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// The program without the configuration of whoever runs the tests.
+pub(crate) fn program() -> Command {
+    let mut command = Command::new(PROGRAM);
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("TOPIC_BRIDGE_") {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+/// A running bridge on an outbox in a folder of its own. Killed when dropped.
+pub(crate) struct Bridge {
+    child: Child,
+    pub(crate) ingress: SocketAddr,
+    pub(crate) admin: SocketAddr,
+    log: Arc<Mutex<String>>,
+    settings: Vec<(String, String)>,
+    home: Arc<TempDir>,
+}
+
+impl Bridge {
+    pub(crate) fn start(settings: &[(&str, &str)]) -> Self {
+        let home = Arc::new(tempfile::tempdir().unwrap());
+        let outbox = home.path().join("outbox.db");
+        let defaults = [
+            ("apps", APPS),
+            ("ingress.listen", "127.0.0.1:0"),
+            ("admin.listen", "127.0.0.1:0"),
+            ("log.format", "json"),
+            ("outbox.path", outbox.to_str().unwrap()),
+        ];
+        let owned = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
+        let settings = defaults.iter().chain(settings).map(owned).collect();
+        Self::launch(settings, home, |_| {})
+    }
+
+    /// The same with a last word on the command: an environment, say.
+    pub(crate) fn start_with(
+        settings: &[(&str, &str)],
+        prepare: impl FnOnce(&mut Command),
+    ) -> Self {
+        let stopped = Self::start(settings);
+        let (settings, home) = (stopped.settings.clone(), stopped.home.clone());
+        stopped.kill();
+        Self::launch(settings, home, prepare)
+    }
+
+    fn launch(
+        settings: Vec<(String, String)>,
+        home: Arc<TempDir>,
+        prepare: impl FnOnce(&mut Command),
+    ) -> Self {
+        let mut command = program();
+        for (key, value) in &settings {
+            command.arg("--set").arg(format!("{key}={value}"));
+        }
+        prepare(&mut command);
+        let mut child = command.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+        let log = Arc::new(Mutex::new(String::new()));
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        let lines = log.clone();
+        thread::spawn(move || {
+            for line in stderr.lines().map_while(Result::ok) {
+                lines.lock().unwrap().push_str(&(line + "\n"));
+            }
+        });
+        let address = |message: &str| {
+            let log = log.lock().unwrap();
+            let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+            let fields = lines.map(|mut line| line["fields"].take());
+            let mut found = fields.filter(|fields| fields["message"] == message);
+            found.next()?["address"].as_str()?.parse().ok()
+        };
+        let both = eventually("the bridge listens", || {
+            let ended = child.try_wait().unwrap();
+            assert!(ended.is_none(), "it ended: {ended:?}\n{}", log.lock().unwrap());
+            Some((address("listening for callbacks")?, address("private listener ready")?))
+        });
+        Bridge { child, ingress: both.0, admin: both.1, log, settings, home }
+    }
+
+    /// Starts again, on the same outbox, after the end of this one.
+    pub(crate) fn restart(self, changed: &[(&str, &str)]) -> Self {
+        let (mut settings, home) = (self.settings.clone(), self.home.clone());
+        self.kill();
+        settings.extend(changed.iter().map(|(key, value)| ((*key).into(), (*value).into())));
+        Self::launch(settings, home, |_| {})
+    }
+
+    pub(crate) fn home(&self) -> &Path {
+        self.home.path()
+    }
+
+    pub(crate) fn outbox(&self) -> PathBuf {
+        let (_, path) = self.settings.iter().rfind(|(key, _)| key == "outbox.path").unwrap();
+        path.into()
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub(crate) fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
+    }
+
+    pub(crate) fn signal(&self, name: &str) {
+        let pid = self.pid().to_string();
+        assert!(Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
+    }
+
+    /// `kill -9`.
+    pub(crate) fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Waits for its end.
+    pub(crate) fn ended(&mut self) -> ExitStatus {
+        eventually("the bridge ends", || self.child.try_wait().unwrap())
+    }
+
+    /// A topic-created callback, signed as the platform signs.
+    pub(crate) fn call(&self, body: &str) -> Reply {
+        http::post(self.ingress, &signed(TOPIC_CREATED, &[]), body.as_bytes())
+    }
+
+    pub(crate) fn get(&self, target: &str) -> Reply {
+        http::get(self.admin, target, &[])
+    }
+
+    /// Every event in the stream, page by page.
+    pub(crate) fn events(&self) -> Vec<Value> {
+        let (mut events, mut after) = (Vec::new(), String::new());
+        loop {
+            let page = self.page(&after);
+            if page.body.is_empty() {
+                return events;
+            }
+            let lines = page.body.lines().map(|line| serde_json::from_str(line).unwrap());
+            events.extend(lines.collect::<Vec<Value>>());
+            after = format!("?after={}", page.header("next-after").unwrap());
+        }
+    }
+
+    /// A page of the stream as lines; `query` with its question mark.
+    pub(crate) fn page(&self, query: &str) -> Reply {
+        let target = format!("/events{query}");
+        let page = http::get(self.admin, &target, &["Accept: application/x-ndjson"]);
+        assert_eq!(page.status, 200, "{page:?}");
+        page
+    }
+
+    pub(crate) fn topic_ids(&self) -> Vec<String> {
+        let topic_id = |event: &Value| event["data"]["topic_id"].as_str().unwrap().to_owned();
+        self.events().iter().map(topic_id).collect()
+    }
+
+    /// The endless stream, open and with its headers read.
+    pub(crate) fn stream(&self, target: &str, headers: &[&str]) -> Connection {
+        let mut stream = Connection::open(self.admin);
+        stream.send(&http::head("GET", target, headers, 0));
+        let head = stream.read_until(|text| text.contains("\r\n\r\n"));
+        assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
+        assert!(head.contains("content-type: text/event-stream"), "{head}");
+        stream
+    }
+
+    /// A metric's value; the name with its labels.
+    pub(crate) fn metric(&self, name: &str) -> f64 {
+        let text = self.get("/metrics").body;
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.unwrap_or_else(|| panic!("no metric {name} in\n{text}")).parse().unwrap()
+    }
+
+    pub(crate) fn readiness(&self) -> (u16, Value) {
+        let reply = self.get("/readyz");
+        (reply.status, reply.json())
+    }
+}
+
+impl Drop for Bridge {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The target of a callback, signed now.
+pub(crate) fn signed(command: &str, more: &[&str]) -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let sign = sign(TOKEN, &now.to_string());
+    let more: String = more.iter().map(|parameter| format!("&{parameter}")).collect();
+    format!(
+        "/?SdkAppid={APP}&CallbackCommand={command}&contenttype=json&ClientIP=127.0.0.1\
+         &OptPlatform=iOS&RequestTime={now}&Sign={sign}{more}"
+    )
+}
+
+pub(crate) fn sign(token: &str, request_time: &str) -> String {
+    hex::encode(Sha256::digest(format!("{token}{request_time}")))
+}
+
+/// A body that has all that is required, about a topic of one's own.
+pub(crate) fn body(topic_id: &str) -> String {
+    json!({
+        "CallbackCommand": TOPIC_CREATED,
+        "GroupId": "@TGS#2J4SZEAEL",
+        "TopicId": topic_id,
+        "Operator_Account": "group_root",
+        "Owner_Account": "leckie",
+        "Type": "Community",
+        "Name": "MyFirstTopic",
+    })
+    .to_string()
+}
