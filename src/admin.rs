@@ -240,12 +240,13 @@ struct Start {
 impl Admin {
     async fn start(&self, from: From) -> ReadResult<Start> {
         let last = *self.outbox.last().borrow();
-        let before_oldest = self.reader.run(|reading| reading.before_oldest()).await?;
+        let (before_oldest, newest) =
+            self.reader.run(|reading| Ok((reading.before_oldest()?, reading.newest()?))).await?;
         Ok(match from {
             From::Now => Start { after: last, missed: 0 },
             From::Start => Start { after: before_oldest, missed: 0 },
             // A position from the future is one of another outbox: all that is here is new.
-            From::After(after) if after > last => {
+            From::After(after) if after > newest => {
                 Start { after: before_oldest, missed: before_oldest }
             }
             From::After(after) => Start {

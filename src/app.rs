@@ -139,7 +139,7 @@ impl App {
             turned_away: r#"{"error":"too many connections"}"#.into(),
         };
         let (stop_relay, relay_stops) = watch::channel(false);
-        let mut relay = Task::spawn("relay", self.relay.run(relay_stops));
+        let mut relay = Task::spawn("relay", on_own_thread("relay", self.relay.run(relay_stops)));
         let ingress = self.ingress.clone();
         let service = TowerToHyperService::new(self.ingress.router());
         let mut public = Task::spawn("public listener", async move {
@@ -236,6 +236,20 @@ impl Task {
             Err(error) => error,
         }
     }
+}
+
+/// Runs a future that blocks now and then on a thread where it keeps nobody else waiting.
+async fn on_own_thread(
+    name: &str,
+    body: impl Future<Output = anyhow::Result<()>> + Send + 'static,
+) -> anyhow::Result<()> {
+    let (done, result) = tokio::sync::oneshot::channel();
+    let runtime = tokio::runtime::Handle::current();
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(move || done.send(runtime.block_on(body)))
+        .context("no thread to run on")?;
+    result.await.context("it panicked")?
 }
 
 /// Says loudly what the operator has given up.

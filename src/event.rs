@@ -21,6 +21,9 @@ const DATA_SCHEMA: &str = "urn:topic-bridge:schema:topic-created:v1";
 /// The UUIDv5 of the URL namespace and `urn:topic-bridge:topic-created`: the namespace of event ids.
 const EVENT_IDS: Uuid = Uuid::from_u128(0x22f64f84_0446_59ea_94db_3f472410cb17);
 
+/// Room for most events, so that encoding allocates once.
+const TYPICAL_BYTES: usize = 1024;
+
 /// The place of the app id in `event.source`.
 pub(crate) const APP_PLACEHOLDER: &str = "{sdk_app_id}";
 
@@ -124,7 +127,10 @@ impl<'a> TopicCreated<'a> {
                 extra: Extra(&self.extra),
             },
         };
-        serde_json::to_string(&event).expect("strings, numbers and checked JSON always encode")
+        let mut json = Vec::with_capacity(TYPICAL_BYTES);
+        serde_json::to_writer(&mut json, &event)
+            .expect("strings, numbers and checked JSON always encode");
+        String::from_utf8(json).expect("JSON of texts is UTF-8")
     }
 
     fn client(&self) -> Option<Client<'_>> {

@@ -2,6 +2,8 @@
 //! each. Nothing is delivered that was not read back from the outbox, so what runs after a crash is
 //! what runs all day.
 //!
+//! It runs on a thread of its own, for it reads SQLite as it goes.
+//!
 //! While the sink is away the relay waits, longer each time and with jitter, and then tries with one
 //! event. An event that fails by itself is deferred and tried again by itself; the line moves on.
 
@@ -10,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context as _;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
 use crate::config;
@@ -18,6 +20,9 @@ use crate::event;
 use crate::metrics::Metrics;
 use crate::outbox::{Again, Deferred, Outbox, Reader, Refused, Settlement, Stored};
 use crate::sink::{Reason, Sink, Verdict};
+
+/// How long to wait for what ought to come at once, or to look again for what may have come.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Whether the sink takes events, and why not.
 #[derive(Debug, Clone, PartialEq)]
@@ -39,8 +44,6 @@ pub(crate) struct Relay {
     ahead: HashSet<u64>,
     /// Attempts in a row at which the sink was away.
     failures: u32,
-    /// The last settlement, until it is written.
-    settling: Option<oneshot::Receiver<()>>,
 }
 
 /// What a round did.
@@ -61,8 +64,8 @@ impl Relay {
         let state = watch::Sender::new(SinkState::Up);
         let cursor = outbox.settled_through();
         metrics.sink_up.set(1);
-        let (ahead, failures, settling) = (HashSet::new(), 0, None);
-        Relay { config, outbox, reader, sink, metrics, state, cursor, ahead, failures, settling }
+        let (ahead, failures) = (HashSet::new(), 0);
+        Relay { config, outbox, reader, sink, metrics, state, cursor, ahead, failures }
     }
 
     pub(crate) fn state(&self) -> watch::Receiver<SinkState> {
@@ -70,7 +73,7 @@ impl Relay {
     }
 
     /// Delivers until `stop` says so, and then on until nothing is left or `relay.drain_timeout` has
-    /// passed. An error means that the outbox cannot be read or has failed.
+    /// passed. An error means that the outbox cannot be read or has failed. Blocks where it reads.
     pub(crate) async fn run(mut self, mut stop: watch::Receiver<bool>) -> anyhow::Result<()> {
         let mut last = self.outbox.last();
         loop {
@@ -82,7 +85,7 @@ impl Relay {
             let pause = match self.round().await? {
                 Round::Worked => continue,
                 Round::Away => self.backoff(self.failures),
-                Round::Idle => self.until_next_due().await?,
+                Round::Idle => self.until_next_due()?,
             };
             let is_away = self.failures > 0;
             tokio::select! {
@@ -91,10 +94,10 @@ impl Relay {
                 _ = stop.changed() => {}
             }
         }
-        let left = match timeout(self.config.drain_timeout, self.drain()).await {
-            Ok(result) => result.map(|()| self.outbox.pending())?,
-            Err(_) => self.outbox.pending(),
-        };
+        if let Ok(result) = timeout(self.config.drain_timeout, self.drain()).await {
+            result?;
+        }
+        let left = self.outbox.pending();
         if left > 0 {
             tracing::warn!(
                 left,
@@ -112,28 +115,23 @@ impl Relay {
                 Round::Idle => break,
             }
         }
-        if let Some(settling) = self.settling.take() {
-            settling.await.context("the outbox failed")?;
-        }
-        Ok(())
+        self.outbox.flush().await.context("the outbox failed")
     }
 
     /// Tries what is due once more, else the next events in line.
     async fn round(&mut self) -> anyhow::Result<Round> {
         let limit = if self.failures > 0 { 1 } else { self.config.batch };
         if self.outbox.deferred() > 0 {
-            if let Some(settling) = self.settling.take() {
-                settling.await.context("the outbox failed")?; // or what it deferred is read again
-            }
-            let now = now();
-            let due = self.reader.run(move |reading| reading.due(now, limit)).await;
+            let due = self.reader.run_here(|reading| reading.due(now(), limit));
             let due = due.context("cannot read the deferred events")?;
             if !due.is_empty() {
                 return self.retry(due).await;
             }
         }
-        let after = self.cursor;
-        let events = self.reader.run(move |reading| reading.after(after, limit)).await;
+        if *self.outbox.last().borrow() <= self.cursor {
+            return Ok(Round::Idle);
+        }
+        let events = self.reader.run_here(|reading| reading.after(self.cursor, limit));
         let mut events = events.context("cannot read the outbox")?;
         let Some(through) = events.last().map(|event| event.position) else {
             return Ok(Round::Idle);
@@ -166,7 +164,7 @@ impl Relay {
         self.cursor = settlement.through;
         let cursor = self.cursor;
         self.ahead.retain(|position| *position > cursor);
-        self.settle(settlement).await?;
+        self.settle(settlement).await;
         Ok(self.judge_sink(away))
     }
 
@@ -188,7 +186,7 @@ impl Relay {
                 Verdict::Away(reason) => away = away.or(Some(reason)),
             }
         }
-        self.settle(settlement).await?;
+        self.settle(settlement).await;
         Ok(self.judge_sink(away))
     }
 
@@ -213,11 +211,8 @@ impl Relay {
         verdicts
     }
 
-    /// Has it written, after the one before: a crash in between repeats at most two batches.
-    async fn settle(&mut self, settlement: Settlement) -> anyhow::Result<()> {
-        if settlement.changes_nothing(self.outbox.settled_through()) {
-            return Ok(());
-        }
+    async fn settle(&self, settlement: Settlement) {
+        let is_plain = settlement.is_all_delivered();
         for refused in &settlement.refused {
             tracing::error!(
                 position = refused.position,
@@ -226,11 +221,12 @@ impl Relay {
                  `topic-bridge outbox list --dead`"
             );
         }
-        let settling = self.outbox.settle(settlement);
-        if let Some(before) = self.settling.replace(settling) {
-            before.await.context("the outbox failed")?;
+        self.outbox.settle(settlement);
+        if !is_plain {
+            // What is deferred is read back from the outbox, so it has to be there; on a full disk it
+            // comes later, and is looked for once a second.
+            let _ = timeout(PATIENCE, self.outbox.flush()).await;
         }
-        Ok(())
     }
 
     fn judge_sink(&mut self, away: Option<Reason>) -> Round {
@@ -271,14 +267,14 @@ impl Relay {
         full.mul_f64(0.5 + fastrand::f64() / 2.0)
     }
 
-    async fn until_next_due(&self) -> anyhow::Result<Duration> {
-        let forever = Duration::from_secs(3600);
+    fn until_next_due(&self) -> anyhow::Result<Duration> {
         if self.outbox.deferred() == 0 {
-            return Ok(forever);
+            return Ok(PATIENCE);
         }
-        let due = self.reader.run(|reading| reading.next_due()).await;
+        let due = self.reader.run_here(|reading| reading.next_due());
         let due = due.context("cannot read the deferred events")?;
-        Ok(due.map_or(forever, |due| Duration::from_millis(due.saturating_sub(now()).max(1))))
+        let due = due.unwrap_or(u64::MAX).saturating_sub(now());
+        Ok(Duration::from_millis(due).clamp(Duration::from_millis(1), PATIENCE))
     }
 }
 
@@ -288,4 +284,176 @@ fn refused(position: u64, reason: Reason) -> Refused {
 
 fn now() -> u64 {
     event::since_epoch(SystemTime::now())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Sync;
+    use crate::outbox::{List, Record, Workers};
+    use crate::sink::scripted::{Journal, Scripted};
+    use uuid::Uuid;
+
+    /// An outbox that holds `events` events, and what it takes to run a relay over it.
+    struct Bench {
+        outbox: Outbox,
+        workers: Workers,
+        metrics: Arc<Metrics>,
+        stop: watch::Sender<bool>,
+        _folder: tempfile::TempDir,
+    }
+
+    impl Bench {
+        async fn new(events: u64) -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let config = config::Outbox {
+                path: folder.path().join("outbox.db"),
+                sync: Sync::Off,
+                max_bytes: 1 << 30,
+                dedupe_window: Duration::ZERO,
+                history: Duration::from_secs(3600),
+                history_events: 1000,
+                quarantine_events: 1,
+            };
+            let metrics = Arc::new(Metrics::new("embedded"));
+            let (outbox, workers) = Outbox::open(&config, 1000, metrics.clone()).unwrap();
+            for number in 0..events {
+                let id = Uuid::from_u128(number.into());
+                let record = Record { id, accepted_at: now(), event: "{}".into() };
+                outbox.append(record).unwrap().await.unwrap().unwrap();
+            }
+            let stop = watch::Sender::new(false);
+            Bench { outbox, workers, metrics, stop, _folder: folder }
+        }
+
+        fn relay(&self, sink: Scripted) -> Relay {
+            let config = config::Relay {
+                batch: 10,
+                retry_min: Duration::from_millis(1),
+                retry_max: Duration::from_millis(4),
+                drain_timeout: Duration::from_millis(50),
+            };
+            let reader = self.outbox.reader().unwrap();
+            let sink = Sink::Scripted(sink);
+            Relay::new(config, self.outbox.clone(), reader, sink, self.metrics.clone())
+        }
+
+        /// Runs the relay until nothing is pending, then stops it.
+        async fn drain(&self, sink: Scripted) {
+            let relay = self.relay(sink);
+            let state = relay.state();
+            let running = tokio::spawn(relay.run(self.stop.subscribe()));
+            while self.outbox.pending() > 0 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                assert!(!running.is_finished());
+            }
+            assert_eq!(*state.borrow(), SinkState::Up);
+            self.stop.send_replace(true);
+            running.await.unwrap().unwrap();
+        }
+
+        async fn end(self) {
+            tokio::task::spawn_blocking(|| self.workers.close()).await.unwrap();
+        }
+    }
+
+    fn reason() -> Reason {
+        Reason { kind: "test", text: "because".into() }
+    }
+
+    fn delivered(journal: &Journal) -> Vec<u64> {
+        let journal = journal.lock().unwrap();
+        let all = journal.iter().flatten();
+        all.filter(|(_, verdict)| *verdict == Verdict::Delivered).map(|(at, _)| *at).collect()
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn events_are_delivered_in_order_in_batches() {
+        let bench = Bench::new(35).await;
+        let (sink, journal) = Scripted::new(|_| Verdict::Delivered);
+        bench.drain(sink).await;
+        assert_eq!(delivered(&journal), (1..=35).collect::<Vec<_>>());
+        let sizes: Vec<_> = journal.lock().unwrap().iter().map(Vec::len).collect();
+        assert_eq!(sizes, [10, 10, 10, 5]);
+        assert_eq!(bench.metrics.published.get(), 35);
+        bench.end().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn one_event_that_fails_is_tried_again_by_itself_while_the_line_moves_on() {
+        let bench = Bench::new(20).await;
+        let mut tries = 0;
+        let (sink, journal) = Scripted::new(move |position| {
+            if position == 3 {
+                tries += 1;
+            }
+            if position == 3 && tries < 4 { Verdict::Later(reason()) } else { Verdict::Delivered }
+        });
+        bench.drain(sink).await;
+        let delivered = delivered(&journal);
+        assert_eq!(delivered.iter().filter(|position| **position == 3).count(), 1);
+        let mut others = delivered;
+        others.retain(|position| *position != 3);
+        assert_eq!(others, (1..=20).filter(|position| *position != 3).collect::<Vec<_>>());
+        assert_eq!(bench.metrics.publish_errors.with_label_values(&["test"]).get(), 3);
+        bench.end().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_refused_event_becomes_a_dead_letter_and_the_line_moves_on() {
+        let bench = Bench::new(12).await;
+        let (sink, journal) = Scripted::new(|position| match position {
+            4 | 11 => Verdict::Refused(reason()),
+            _ => Verdict::Delivered,
+        });
+        bench.drain(sink).await;
+        assert_eq!(delivered(&journal).len(), 10);
+        let reader = bench.outbox.reader().unwrap();
+        let dead = reader.run_here(|reading| reading.list(List::DeadLetters, 0, 10)).unwrap();
+        let dead: Vec<_> =
+            dead.iter().map(|dead| (dead.position, dead.reason.as_deref())).collect();
+        assert_eq!(dead, [(4, Some("because")), (11, Some("because"))]);
+        bench.end().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn while_the_sink_is_away_one_event_probes_and_order_is_kept() {
+        let bench = Bench::new(25).await;
+        let mut calls = 0;
+        // The first batch is cut in the middle, though its last event got through; then two probes fail.
+        let (sink, journal) = Scripted::new(move |_| {
+            calls += 1;
+            let is_away = matches!(calls, 5..=9 | 11 | 12);
+            if is_away { Verdict::Away(reason()) } else { Verdict::Delivered }
+        });
+        bench.drain(sink).await;
+        let sizes: Vec<_> = journal.lock().unwrap().iter().map(Vec::len).collect();
+        assert_eq!(sizes[..4], [10, 1, 1, 1], "a batch, two probes that fail, one that does not");
+        let delivered = delivered(&journal);
+        let expected: Vec<_> = [1, 2, 3, 4, 10].into_iter().chain(5..=9).chain(11..=25).collect();
+        assert_eq!(delivered, expected, "what was ahead is not sent twice");
+        bench.end().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn stopping_ends_in_time_and_the_next_start_goes_on() {
+        let bench = Bench::new(30).await;
+        let (sink, _) = Scripted::new(|position| match position {
+            1..=10 => Verdict::Delivered,
+            _ => Verdict::Away(reason()),
+        });
+        let relay = bench.relay(sink);
+        let mut state = relay.state();
+        let running = tokio::spawn(relay.run(bench.stop.subscribe()));
+        state.wait_for(|state| matches!(state, SinkState::Away(_))).await.unwrap();
+        bench.stop.send_replace(true);
+        running.await.unwrap().unwrap();
+        assert_eq!(bench.outbox.pending(), 20);
+
+        bench.stop.send_replace(false);
+        let (sink, journal) = Scripted::new(|_| Verdict::Delivered);
+        bench.drain(sink).await;
+        assert_eq!(delivered(&journal), (11..=30).collect::<Vec<_>>());
+        bench.end().await;
+    }
 }

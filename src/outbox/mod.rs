@@ -27,9 +27,9 @@ mod writer;
 use std::fs::{File, TryLockError};
 use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use tokio::sync::{oneshot, watch};
@@ -103,13 +103,20 @@ pub(crate) struct Settlement {
 }
 
 impl Settlement {
-    pub(crate) fn changes_nothing(&self, settled_through: u64) -> bool {
-        self.through <= settled_through && !self.is_not_all_delivered()
+    fn merge(&mut self, later: Settlement) {
+        self.through = self.through.max(later.through);
+        self.again.extend(later.again);
+        self.delivered_at_last.extend(later.delivered_at_last);
+        self.refused.extend(later.refused);
     }
 
-    /// Whether it changes the table of deferred events.
-    fn is_not_all_delivered(&self) -> bool {
-        !(self.again.is_empty() && self.delivered_at_last.is_empty() && self.refused.is_empty())
+    fn changes_nothing(&self, settled_through: u64) -> bool {
+        self.through <= settled_through && self.is_all_delivered()
+    }
+
+    /// Whether it is about events in line alone, each of them delivered.
+    pub(crate) fn is_all_delivered(&self) -> bool {
+        self.again.is_empty() && self.delivered_at_last.is_empty() && self.refused.is_empty()
     }
 }
 
@@ -135,7 +142,8 @@ pub(crate) struct Refused {
 enum Command {
     Append(Record, Waiter),
     Quarantine(Misfit, Waiter),
-    Settle(Settlement, oneshot::Sender<()>),
+    /// Writes the settlements that are waiting, and says when it is done.
+    Flush(oneshot::Sender<()>),
     /// The checkpoints failed for this reason.
     Poison(String),
     Close,
@@ -167,6 +175,8 @@ pub(crate) struct Gauges {
 pub(crate) struct Outbox {
     commands: mpsc::Sender<Command>,
     gauges: Arc<Gauges>,
+    /// What the writer has not written yet.
+    settlements: Arc<Mutex<Settlement>>,
     last: watch::Receiver<u64>,
     health: watch::Receiver<Health>,
     max_queued: usize,
@@ -241,12 +251,18 @@ impl Outbox {
         Ok(answer)
     }
 
-    /// Records what became of a batch. The receiver completes once it is written; a crash before
-    /// that delivers the batch once more.
-    pub(crate) fn settle(&self, settlement: Settlement) -> oneshot::Receiver<()> {
+    /// Records what became of a batch. It is written within a moment, with whatever else is; a crash
+    /// before that delivers the batch once more.
+    pub(crate) fn settle(&self, settlement: Settlement) {
+        let mut waiting = self.settlements.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.merge(settlement);
+    }
+
+    /// Has the settlements so far written. The receiver fails if the outbox has.
+    pub(crate) fn flush(&self) -> oneshot::Receiver<()> {
         let (written, receiver) = oneshot::channel();
         // A writer that is gone drops `written`, which the relay takes as the end.
-        let _ = self.commands.send(Command::Settle(settlement, written));
+        let _ = self.commands.send(Command::Flush(written));
         receiver
     }
 

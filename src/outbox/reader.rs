@@ -152,6 +152,12 @@ impl Reading<'_> {
         }
     }
 
+    /// The position of the newest event, also after it is gone.
+    pub(crate) fn newest(&self) -> rusqlite::Result<u64> {
+        let sql = "SELECT max(coalesce((SELECT max(position) FROM events), 0), settled_through) FROM relay";
+        self.connection.prepare_cached(sql)?.query_row([], |row| row.get(0))
+    }
+
     fn settled_through(&self) -> rusqlite::Result<u64> {
         let sql = "SELECT settled_through FROM relay";
         self.connection.prepare_cached(sql)?.query_row([], |row| row.get(0))
@@ -170,8 +176,7 @@ impl Reading<'_> {
     pub(crate) fn status(&self) -> rusqlite::Result<Status> {
         let number = |sql: &str| self.connection.query_row(sql, [], |row| row.get::<_, u64>(0));
         let settled_through = self.settled_through()?;
-        let newest: u64 = number("SELECT coalesce(max(position), 0) FROM events")?;
-        let newest_position = newest.max(settled_through);
+        let newest_position = self.newest()?;
         let deferred = number("SELECT count(*) FROM deferred")?;
         let page_size = number("PRAGMA page_size")?;
         let pages_in_use = number("PRAGMA page_count")? - number("PRAGMA freelist_count")?;

@@ -4,6 +4,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 
 use super::OpenError;
@@ -62,7 +63,7 @@ const TABLES: &str = "
 pub(super) fn open_for_writing(path: &Path) -> Result<Connection, OpenError> {
     let unusable = |error: rusqlite::Error| OpenError::unusable(path, explain(&error));
     let connection = Connection::open(path).map_err(unusable)?;
-    connection.busy_timeout(Duration::from_secs(1)).map_err(unusable)?;
+    configure(&connection).map_err(unusable)?;
     let is_new = is_empty(&connection).map_err(unusable)?;
     if is_new {
         // Only before the first table is written can a file become one that shrinks again.
@@ -74,7 +75,6 @@ pub(super) fn open_for_writing(path: &Path) -> Result<Connection, OpenError> {
         }
     }
     connection.pragma_update(None, "journal_mode", "WAL").map_err(unusable)?;
-    connection.pragma_update(None, "wal_autocheckpoint", 0).map_err(unusable)?;
     connection.set_prepared_statement_cache_capacity(32);
     migrate(&connection, path)?;
     Ok(connection)
@@ -110,9 +110,8 @@ pub(super) fn open_for_reading(path: &Path) -> Result<Connection, OpenError> {
     // Reading a WAL file needs its index beside it, so the connection is one that could write.
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags).map_err(unusable)?;
-    connection.busy_timeout(Duration::from_secs(1)).map_err(unusable)?;
+    configure(&connection).map_err(unusable)?;
     connection.pragma_update(None, "query_only", true).map_err(unusable)?;
-    connection.pragma_update(None, "wal_autocheckpoint", 0).map_err(unusable)?;
     let application: i64 = pragma(&connection, "application_id").map_err(unusable)?;
     let found: i64 = pragma(&connection, "user_version").map_err(unusable)?;
     if application != APPLICATION {
@@ -128,8 +127,18 @@ pub(super) fn open_for_reading(path: &Path) -> Result<Connection, OpenError> {
 pub(super) fn open_for_checkpoints(path: &Path) -> Result<Connection, OpenError> {
     let unusable = |error: rusqlite::Error| OpenError::unusable(path, explain(&error));
     let connection = Connection::open(path).map_err(unusable)?;
-    connection.pragma_update(None, "wal_autocheckpoint", 0).map_err(unusable)?;
+    configure(&connection).map_err(unusable)?;
     Ok(connection)
+}
+
+/// What all connections have in common.
+fn configure(connection: &Connection) -> rusqlite::Result<()> {
+    connection.busy_timeout(Duration::from_secs(1))?;
+    // A checkpoint inside a commit would make its waiters wait: one runs beside them.
+    connection.pragma_update(None, "wal_autocheckpoint", 0)?;
+    // Else a statement with a bound LIMIT is compiled anew for each value.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
+    Ok(())
 }
 
 fn is_empty(connection: &Connection) -> rusqlite::Result<bool> {

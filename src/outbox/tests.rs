@@ -1,1 +1,252 @@
-//! The outbox's rules.
+//! The outbox's rules, without a network around it. Kills, full disks and failing syncs are tried on
+//! the whole program, in `tests/it`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rusqlite::Connection;
+use tempfile::TempDir;
+use uuid::Uuid;
+
+use super::*;
+use crate::callback::Callback;
+use crate::config::Sync;
+use crate::event::{Naming, TopicCreated};
+use crate::signature::{App, verify};
+
+fn settings(folder: &TempDir) -> config::Outbox {
+    config::Outbox {
+        path: folder.path().join("outbox.db"),
+        sync: Sync::Full,
+        max_bytes: 1 << 30,
+        dedupe_window: Duration::from_secs(600),
+        history: Duration::from_secs(u64::from(u32::MAX)),
+        history_events: 1000,
+        quarantine_events: 3,
+    }
+}
+
+fn open(settings: &config::Outbox) -> (Outbox, Workers) {
+    Outbox::open(settings, 1000, Arc::new(Metrics::new("embedded"))).unwrap()
+}
+
+async fn close(workers: Workers) {
+    tokio::task::spawn_blocking(|| workers.close()).await.unwrap();
+}
+
+/// An event as the ingress makes it.
+fn record(topic_id: &str, accepted_at: u64) -> Record {
+    let apps = [App { sdk_app_id: 1, tokens: Vec::new(), allow_unsigned: true }];
+    let query = crate::callback::Query::parse("SdkAppid=1");
+    let verified = verify(&apps, query, 0, 0).unwrap();
+    let body = format!(
+        r#"{{"CallbackCommand":"Group.CallbackAfterCreateTopic","GroupId":"g","TopicId":"{topic_id}",
+        "Operator_Account":"","Owner_Account":"","Type":"Community","Name":"n"}}"#
+    );
+    let callback = Callback::parse(body.as_bytes()).unwrap();
+    let naming = Naming { event_type: "t".into(), source: "/s".into() };
+    let event = TopicCreated::new(&verified, callback, &naming, accepted_at);
+    Record { id: event.id, accepted_at, event: event.encode() }
+}
+
+async fn append(outbox: &Outbox, topic_id: &str, accepted_at: u64) -> Outcome {
+    outbox.append(record(topic_id, accepted_at)).unwrap().await.unwrap()
+}
+
+async fn quarantine(outbox: &Outbox) -> Outcome {
+    let misfit = Misfit {
+        sdk_app_id: 1,
+        client_ip: None,
+        client_platform: None,
+        received_at: 0,
+        reason: "r".into(),
+        body: b"\xff".to_vec(),
+    };
+    outbox.quarantine(misfit).unwrap().await.unwrap()
+}
+
+/// The position, id and topic of every event that is kept.
+fn kept(outbox: &Outbox) -> Vec<(u64, Uuid, String)> {
+    let events = outbox.reader().unwrap().run_here(|reading| reading.after(0, 10_000)).unwrap();
+    let lift = |stored: Stored| {
+        let event = TopicCreated::decode(&stored.event).unwrap();
+        (stored.position, event.id, event.topic_id.clone().into_owned())
+    };
+    events.into_iter().map(lift).collect()
+}
+
+fn settled(through: u64) -> Settlement {
+    Settlement { through, ..Settlement::default() }
+}
+
+#[tokio::test]
+async fn events_come_back_in_the_order_of_acceptance() {
+    let folder = tempfile::tempdir().unwrap();
+    let (outbox, workers) = open(&settings(&folder));
+    for number in 0..20 {
+        assert_eq!(append(&outbox, &format!("t{number}"), number).await, Ok(Receipt::Accepted));
+    }
+    for (index, (position, _, topic_id)) in kept(&outbox).into_iter().enumerate() {
+        assert_eq!((position, topic_id), (index as u64 + 1, format!("t{index}")));
+    }
+    assert_eq!((*outbox.last().borrow(), outbox.pending()), (20, 20));
+    close(workers).await;
+}
+
+#[tokio::test]
+async fn a_repeat_is_a_duplicate_inside_the_window_and_another_event_after_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = settings(&folder);
+    let (outbox, workers) = open(&settings);
+    let window = 600_000;
+    assert_eq!(append(&outbox, "t", 1_000).await, Ok(Receipt::Accepted));
+    assert_eq!(append(&outbox, "t", 1_000 + window - 1).await, Ok(Receipt::Duplicate));
+    assert_eq!(append(&outbox, "t", 1_000 + window).await, Ok(Receipt::Accepted));
+    close(workers).await;
+
+    let (outbox, workers) = open(&settings);
+    assert_eq!(append(&outbox, "t", 2_000 + window).await, Ok(Receipt::Duplicate), "after a start");
+    let kept = kept(&outbox);
+    let first = record("t", 0).id;
+    let ids: Vec<_> = kept.iter().map(|(_, id, _)| *id).collect();
+    assert_eq!(ids, [first, crate::event::recreated_id(first, 1_000 + window)]);
+    close(workers).await;
+}
+
+#[tokio::test]
+async fn two_of_the_same_in_one_batch_are_one_event() {
+    let folder = tempfile::tempdir().unwrap();
+    let (outbox, workers) = open(&settings(&folder));
+    let answers: Vec<_> = (0..50).map(|_| outbox.append(record("t", 7)).unwrap()).collect();
+    let mut receipts = Vec::new();
+    for answer in answers {
+        receipts.push(answer.await.unwrap().unwrap());
+    }
+    let accepted = receipts.iter().filter(|receipt| **receipt == Receipt::Accepted).count();
+    assert_eq!((accepted, kept(&outbox).len()), (1, 1));
+    close(workers).await;
+}
+
+#[tokio::test]
+async fn a_waiter_that_goes_away_loses_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let (outbox, workers) = open(&settings(&folder));
+    drop(outbox.append(record("gone", 1)).unwrap());
+    assert_eq!(append(&outbox, "stayed", 1).await, Ok(Receipt::Accepted));
+    let topics: Vec<_> = kept(&outbox).into_iter().map(|(_, _, topic)| topic).collect();
+    assert_eq!(topics, ["gone", "stayed"]);
+    close(workers).await;
+}
+
+#[tokio::test]
+async fn a_queue_that_is_full_refuses_and_a_locked_file_is_waited_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = settings(&folder);
+    let (outbox, workers) = Outbox::open(&settings, 3, Arc::new(Metrics::new("embedded"))).unwrap();
+    let other = Connection::open(&settings.path).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let waiting: Vec<_> =
+        (0..3).map(|number| outbox.append(record(&format!("t{number}"), 1)).unwrap()).collect();
+    assert_eq!(outbox.append(record("one more", 1)).unwrap_err(), Refusal::QueueFull);
+    for answer in waiting {
+        assert_eq!(answer.await.unwrap(), Err(Refusal::Locked));
+    }
+    assert_eq!(*outbox.health().borrow(), Health::Refusing(Refusal::Locked));
+    other.execute_batch("ROLLBACK").unwrap();
+    assert_eq!(append(&outbox, "t0", 1).await, Ok(Receipt::Accepted), "a refused one was not seen");
+    assert_eq!(*outbox.health().borrow(), Health::Taking);
+    close(workers).await;
+}
+
+#[tokio::test]
+async fn quarantine_keeps_bytes_and_has_a_bound() {
+    let folder = tempfile::tempdir().unwrap();
+    let (outbox, workers) = open(&settings(&folder));
+    for _ in 0..3 {
+        assert_eq!(quarantine(&outbox).await, Ok(Receipt::Quarantined));
+    }
+    assert_eq!(quarantine(&outbox).await, Err(Refusal::QuarantineFull));
+    assert_eq!(
+        append(&outbox, "good", 1).await,
+        Ok(Receipt::Accepted),
+        "good ones are still taken"
+    );
+    assert_eq!(*outbox.health().borrow(), Health::Taking);
+    let misfit = outbox.reader().unwrap().run_here(|reading| reading.misfit(1)).unwrap().unwrap();
+    assert_eq!((misfit.content, misfit.reason.as_deref()), (b"\xff".to_vec(), Some("r")));
+    close(workers).await;
+}
+
+#[tokio::test]
+async fn history_is_trimmed_but_never_what_is_still_to_be_delivered() {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = config::Outbox { history_events: 10, ..settings(&folder) };
+    let (outbox, workers) = open(&settings);
+    let oldest = |outbox: &Outbox| kept(outbox)[0].0;
+    for number in 0..40 {
+        append(&outbox, &format!("t{number}"), 1).await.unwrap();
+    }
+    assert_eq!(oldest(&outbox), 1, "nothing is delivered yet");
+
+    let again = Again { position: 5, attempts: 1, not_before: 0, reason: "r".into() };
+    outbox.settle(Settlement { again: vec![again], ..settled(35) });
+    outbox.flush().await.unwrap();
+    append(&outbox, "more", 1).await.unwrap();
+    append(&outbox, "and more", 1).await.unwrap();
+    assert_eq!((oldest(&outbox), outbox.pending()), (5, 7 + 1), "5 is to be tried again");
+
+    outbox.settle(Settlement { delivered_at_last: vec![5], ..settled(35) });
+    outbox.flush().await.unwrap();
+    append(&outbox, "still more", 1).await.unwrap();
+    append(&outbox, "and still more", 1).await.unwrap();
+    assert_eq!(oldest(&outbox), 34, "ten of forty-four, to the last commit but one");
+    close(workers).await;
+
+    let (outbox, workers) = open(&settings);
+    assert_eq!(outbox.settled_through(), 35);
+    append(&outbox, "after a start", 1).await.unwrap();
+    assert_eq!(*outbox.last().borrow(), 45, "positions go on");
+    close(workers).await;
+}
+
+#[tokio::test]
+async fn what_the_sink_refuses_is_kept_as_a_dead_letter() {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = config::Outbox { history_events: 1, ..settings(&folder) };
+    let (outbox, workers) = open(&settings);
+    for number in 1..=5 {
+        append(&outbox, &format!("t{number}"), 1).await.unwrap();
+    }
+    let refused = Refused { position: 2, at: 9, reason: "too large".into() };
+    outbox.settle(Settlement { refused: vec![refused], ..settled(5) });
+    outbox.flush().await.unwrap();
+    append(&outbox, "trims the rest", 1).await.unwrap();
+    append(&outbox, "and more", 1).await.unwrap();
+    let reader = outbox.reader().unwrap();
+    let dead = reader.run_here(|reading| reading.list(List::DeadLetters, 0, 10)).unwrap();
+    assert_eq!((dead.len(), dead[0].position, outbox.dead_letters()), (1, 2, 1));
+    assert_eq!(dead[0].reason.as_deref(), Some("too large"));
+    assert_eq!(
+        TopicCreated::decode(std::str::from_utf8(&dead[0].content).unwrap()).unwrap().topic_id,
+        "t2"
+    );
+    assert!(kept(&outbox)[0].0 > 2, "its event is gone from the history");
+    assert_eq!(reader.run_here(|reading| reading.at(2)).unwrap().unwrap().state, "dead");
+    close(workers).await;
+}
+
+#[tokio::test]
+async fn an_outbox_has_one_process() {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = settings(&folder);
+    let (_outbox, workers) = open(&settings);
+    let second = Outbox::open(&settings, 1, Arc::new(Metrics::new("embedded")));
+    let error = second.err().expect("it is in use").to_string();
+    let pid = std::process::id();
+    assert!(
+        error.contains(&format!("another topic-bridge (process {pid}) uses the outbox")),
+        "{error}"
+    );
+    close(workers).await;
+    close(open(&settings).1).await;
+}

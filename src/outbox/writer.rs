@@ -3,9 +3,10 @@
 //! tenth more CPU). Between batches it trims the history and gives space back.
 
 use std::fs::File;
-use std::sync::Arc;
+use std::mem;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -25,6 +26,13 @@ use crate::metrics::{CallbackOutcome, Metrics};
 
 /// More than this many commands are not put into one transaction: the first would wait too long.
 const MAX_BATCH: usize = 1024;
+
+/// Settlements wait at most this long to be written: each costs a page of the log, and all that a
+/// crash before it can do is to have its events delivered once more.
+const SETTLE_EVERY: Duration = Duration::from_millis(50);
+
+/// Bytes written after which the size of file and log is asked for again.
+const MEASURE_EVERY: u64 = 256 * 1024;
 
 /// How often the history is looked at, and a full disk tried again.
 const TICK: Duration = Duration::from_secs(1);
@@ -72,8 +80,13 @@ struct Writer {
     log_pages: i64,
     /// What `PRAGMA synchronous` says now.
     sync: Option<Sync>,
-    /// Settlements whose transaction failed for want of room; they go with the next one.
-    unwritten: Vec<(Settlement, oneshot::Sender<()>)>,
+    /// What the relay has settled and is not written yet.
+    settlements: Arc<Mutex<Settlement>>,
+    settled_at: Instant,
+    /// Who waits for that to be written.
+    flushes: Vec<oneshot::Sender<()>>,
+    /// Bytes written since the last measuring.
+    unmeasured: u64,
     warned_of_quarantine: bool,
 }
 
@@ -125,7 +138,10 @@ pub(super) fn start(
         first_deferred: u64::MAX,
         log_pages: 0,
         sync: None,
-        unwritten: Vec::new(),
+        settlements: Arc::default(),
+        settled_at: Instant::now(),
+        flushes: Vec::new(),
+        unmeasured: 0,
         warned_of_quarantine: false,
     };
     writer.load().map_err(unusable)?;
@@ -133,6 +149,7 @@ pub(super) fn start(
     let outbox = Outbox {
         commands: commands.clone(),
         gauges,
+        settlements: writer.settlements.clone(),
         last: writer.last.subscribe(),
         health: writer.health.subscribe(),
         max_queued,
@@ -216,17 +233,22 @@ impl Trouble {
 struct Batch {
     appends: Vec<(Record, Waiter)>,
     misfits: Vec<(Misfit, Waiter)>,
-    settlements: Vec<(Settlement, oneshot::Sender<()>)>,
+    flushes: Vec<oneshot::Sender<()>>,
+    settlement: Option<Settlement>,
     poison: Option<String>,
     close: bool,
 }
 
 impl Batch {
+    fn is_empty(&self) -> bool {
+        self.appends.is_empty() && self.misfits.is_empty() && self.settlement.is_none()
+    }
+
     fn add(&mut self, command: Command) {
         match command {
             Command::Append(record, waiter) => self.appends.push((record, waiter)),
             Command::Quarantine(misfit, waiter) => self.misfits.push((misfit, waiter)),
-            Command::Settle(settlement, written) => self.settlements.push((settlement, written)),
+            Command::Flush(written) => self.flushes.push(written),
             Command::Poison(reason) => self.poison = Some(reason),
             Command::Close => self.close = true,
         }
@@ -239,6 +261,7 @@ struct Written {
     misfits: Vec<Outcome>,
     accepted: u64,
     quarantined: u64,
+    bytes: u64,
     trimmed_to: Option<u64>,
 }
 
@@ -285,13 +308,20 @@ impl Writer {
                     return self.poison(&reason);
                 }
             }
-            let is_trimming = self.trimmable() >= self.oldest;
-            let wait = if is_trimming { Duration::ZERO } else { next_tick - now };
+            // What a full disk has refused is not tried again at once.
+            let is_taking = *self.health.borrow() == Health::Taking;
+            let is_trimming = is_taking && self.trimmable() >= self.oldest;
+            let wait = if is_trimming {
+                Duration::ZERO
+            } else if self.settled_through() < self.position {
+                SETTLE_EVERY.min(next_tick - now)
+            } else {
+                next_tick - now
+            };
             let mut batch = Batch::default();
             match self.commands.recv_timeout(wait) {
                 Ok(command) => batch.add(command),
-                Err(RecvTimeoutError::Timeout) if is_trimming => {}
-                Err(RecvTimeoutError::Timeout) => continue,
+                Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => batch.close = true,
             }
             for command in self.commands.try_iter().take(MAX_BATCH - 1) {
@@ -314,35 +344,45 @@ impl Writer {
             self.answer(answers);
             return Err(reason);
         }
-        batch.settlements.splice(0..0, self.unwritten.drain(..));
+        self.flushes.append(&mut batch.flushes);
+        if self.settled_at.elapsed() >= SETTLE_EVERY || !self.flushes.is_empty() || batch.close {
+            batch.settlement = self.take_settlement();
+        }
+        if batch.is_empty() && self.flushes.is_empty() && self.trimmable() < self.oldest {
+            return Ok(());
+        }
         let started = Instant::now();
         match self.write(&batch).map_err(|error| Trouble::of(&error)) {
             Ok(written) => {
-                self.believe(&batch.settlements, &written);
-                if batch.settlements.iter().any(|(settlement, _)| settlement.is_not_all_delivered())
-                {
-                    self.count_deferred().map_err(|error| error.to_string())?;
+                self.believe(&written);
+                if let Some(settlement) = &batch.settlement {
+                    self.believe_settled(settlement).map_err(|error| error.to_string())?;
                 }
                 let appends =
                     batch.appends.into_iter().map(|(_, waiter)| waiter).zip(written.appends);
                 let misfits =
                     batch.misfits.into_iter().map(|(_, waiter)| waiter).zip(written.misfits);
                 self.answer(appends.chain(misfits).collect());
-                for (_, done) in batch.settlements {
+                for done in self.flushes.drain(..) {
                     let _ = done.send(()); // the relay may be gone already
                 }
                 if written.accepted > 0 {
                     self.metrics.commit_seconds.observe(started.elapsed().as_secs_f64());
                     self.metrics.commit_events.observe(written.accepted as f64);
-                    self.last.send_replace(self.position);
                 }
-                self.look_after_log()
+                self.unmeasured += written.bytes;
+                if self.unmeasured >= MEASURE_EVERY {
+                    self.look_after_log()?;
+                }
+                Ok(())
             }
             Err(Trouble::Refused(refusal)) => {
                 self.dedupe.roll_back();
                 self.sync = None;
                 self.refuse(refusal);
-                self.unwritten = batch.settlements;
+                if let Some(settlement) = batch.settlement {
+                    self.put_back(settlement);
+                }
                 self.answer(Self::refuse_all(batch.appends, batch.misfits, refusal));
                 Ok(())
             }
@@ -378,6 +418,7 @@ impl Writer {
             misfits: Vec::with_capacity(batch.misfits.len()),
             accepted: 0,
             quarantined: 0,
+            bytes: 0,
             trimmed_to: None,
         };
         {
@@ -403,6 +444,7 @@ impl Writer {
                     continue;
                 }
                 room -= cost;
+                written.bytes += cost;
                 let position = self.position + written.accepted + 1;
                 insert_event.execute(params![
                     position,
@@ -425,12 +467,13 @@ impl Writer {
             } else {
                 insert_misfit(&transaction, misfit)?;
                 room -= cost;
+                written.bytes += cost;
                 written.quarantined += 1;
                 Ok(Receipt::Quarantined)
             };
             written.misfits.push(outcome);
         }
-        for (settlement, _) in &batch.settlements {
+        if let Some(settlement) = &batch.settlement {
             settle(&transaction, settlement)?;
         }
         let trimmable = self.trimmable();
@@ -444,16 +487,16 @@ impl Writer {
     }
 
     /// Takes over what is committed.
-    fn believe(&mut self, settlements: &[(Settlement, oneshot::Sender<()>)], written: &Written) {
+    fn believe(&mut self, written: &Written) {
         self.dedupe.commit();
         self.position += written.accepted;
+        if written.accepted > 0 {
+            self.last.send_replace(self.position); // before any answer: who has one finds its event
+        }
+        self.gauges.bytes.fetch_add(written.bytes, Relaxed); // roughly, until it is measured
         self.gauges.quarantined.fetch_add(written.quarantined, Relaxed);
         if let Some(to) = written.trimmed_to {
             self.oldest = to + 1;
-        }
-        for (settlement, _) in settlements {
-            self.gauges.settled_through.fetch_max(settlement.through, Relaxed);
-            self.gauges.dead_letters.fetch_add(settlement.refused.len() as u64, Relaxed);
         }
         let duplicates = written.appends.iter().filter(|o| **o == Ok(Receipt::Duplicate)).count();
         self.metrics.count_many(CallbackOutcome::Accepted, written.accepted);
@@ -466,6 +509,30 @@ impl Writer {
             None if written.accepted > 0 => self.take(),
             None => {}
         }
+    }
+
+    fn believe_settled(&mut self, settlement: &Settlement) -> rusqlite::Result<()> {
+        self.settled_at = Instant::now();
+        self.gauges.settled_through.fetch_max(settlement.through, Relaxed);
+        if !settlement.is_all_delivered() {
+            self.gauges.dead_letters.fetch_add(settlement.refused.len() as u64, Relaxed);
+            self.count_deferred()?;
+        }
+        Ok(())
+    }
+
+    /// What waits to be written, if anything does.
+    fn take_settlement(&self) -> Option<Settlement> {
+        let mut waiting = self.settlements.lock().unwrap_or_else(PoisonError::into_inner);
+        let settlement = mem::take(&mut *waiting);
+        (!settlement.changes_nothing(self.settled_through())).then_some(settlement)
+    }
+
+    /// Its transaction failed for want of room: it goes with a later one.
+    fn put_back(&self, mut settlement: Settlement) {
+        let mut waiting = self.settlements.lock().unwrap_or_else(PoisonError::into_inner);
+        settlement.merge(mem::take(&mut *waiting));
+        *waiting = settlement;
     }
 
     /// Checkpoints when it is time, and learns how large the file is.
@@ -492,6 +559,7 @@ impl Writer {
     }
 
     fn measure(&mut self) -> rusqlite::Result<()> {
+        self.unmeasured = 0;
         let (pages, free) = self.pages()?;
         let used = u64::try_from(pages - free).unwrap_or(0) * self.page_size;
         self.gauges.bytes.store(used, Relaxed);
@@ -514,17 +582,22 @@ impl Writer {
         Ok(())
     }
 
+    /// The watermark that is written.
+    fn settled_through(&self) -> u64 {
+        self.gauges.settled_through.load(Relaxed)
+    }
+
     /// The last position that may go now: past its time, and settled.
     fn trimmable(&self) -> u64 {
-        let settled = self.gauges.settled_through.load(Relaxed).min(self.first_deferred - 1);
+        let settled = self.settled_through().min(self.first_deferred - 1);
         let too_many = self.position.saturating_sub(self.config.history_events);
         self.trim_to.max(too_many).min(settled)
     }
 
     /// Once a second: what is due by the clock.
     fn tick(&mut self) -> Result<(), String> {
-        let result =
-            self.expire().and_then(|()| self.give_space_back()).and_then(|()| self.measure());
+        let result = self.expire().and_then(|()| self.give_space_back());
+        self.look_after_log()?;
         let result = result.and_then(|()| self.probe());
         match result.map_err(|error| Trouble::of(&error)) {
             Ok(()) => Ok(()),
@@ -609,7 +682,7 @@ impl Writer {
         match refusal {
             Refusal::Full => tracing::error!(
                 %path, used = self.gauges.bytes.load(Relaxed), max_bytes = self.config.max_bytes,
-                pending = self.position.saturating_sub(self.gauges.settled_through.load(Relaxed)),
+                pending = self.position.saturating_sub(self.settled_through()),
                 "the outbox is full, callbacks are answered 503: bring the sink back, shorten \
                  outbox.history, or raise outbox.max_bytes"
             ),

@@ -51,7 +51,7 @@ impl Sink {
         match self {
             Sink::Embedded => embedded::deliver(events),
             #[cfg(test)]
-            Sink::Scripted(scripted) => scripted.deliver(events).await,
+            Sink::Scripted(scripted) => scripted.deliver(events),
         }
     }
 }

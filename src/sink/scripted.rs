@@ -1,34 +1,33 @@
-//! A sink for tests: it keeps what it is given, and its verdicts come from a closure.
+//! A sink for tests: its verdicts come from a closure, and it keeps what it was asked.
 
 use std::sync::{Arc, Mutex};
 
 use super::Verdict;
 use crate::outbox::Stored;
 
-type Script = Box<dyn FnMut(&Stored) -> Verdict + Send + Sync>;
+type Script = Box<dyn FnMut(u64) -> Verdict + Send + Sync>;
+
+/// The positions of each batch, with the verdicts.
+pub(crate) type Journal = Arc<Mutex<Vec<Vec<(u64, Verdict)>>>>;
 
 pub(crate) struct Scripted {
     script: Script,
-    delivered: Arc<Mutex<Vec<u64>>>,
+    journal: Journal,
 }
 
 impl Scripted {
-    /// The sink, and the positions that it said were delivered, in the order in which it said so.
+    /// `script` judges an event by its position.
     pub(crate) fn new(
-        script: impl FnMut(&Stored) -> Verdict + Send + Sync + 'static,
-    ) -> (Self, Arc<Mutex<Vec<u64>>>) {
-        let delivered = Arc::new(Mutex::new(Vec::new()));
-        (Scripted { script: Box::new(script), delivered: delivered.clone() }, delivered)
+        script: impl FnMut(u64) -> Verdict + Send + Sync + 'static,
+    ) -> (Self, Journal) {
+        let journal = Journal::default();
+        (Scripted { script: Box::new(script), journal: journal.clone() }, journal)
     }
 
-    pub(super) async fn deliver(&mut self, events: &[Stored]) -> Vec<Verdict> {
-        let verdicts: Vec<_> = events.iter().map(&mut self.script).collect();
-        let mut delivered = self.delivered.lock().unwrap();
-        for (event, verdict) in events.iter().zip(&verdicts) {
-            if *verdict == Verdict::Delivered {
-                delivered.push(event.position);
-            }
-        }
+    pub(super) fn deliver(&mut self, events: &[Stored]) -> Vec<Verdict> {
+        let verdicts: Vec<_> = events.iter().map(|event| (self.script)(event.position)).collect();
+        let positions = events.iter().map(|event| event.position);
+        self.journal.lock().unwrap().push(positions.zip(verdicts.clone()).collect());
         verdicts
     }
 }

@@ -1,6 +1,6 @@
 //! The program under test, and the platform that calls it.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -219,7 +219,7 @@ impl Bridge {
     pub(crate) fn stream(&self, target: &str, headers: &[&str]) -> Connection {
         let mut stream = Connection::open(self.admin);
         stream.send(&http::head("GET", target, headers, 0));
-        let head = stream.read_until(|text| text.contains("\r\n\r\n"));
+        let head = stream.read_head();
         assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
         assert!(head.contains("content-type: text/event-stream"), "{head}");
         stream
@@ -272,4 +272,71 @@ pub(crate) fn body(topic_id: &str) -> String {
         "Name": "MyFirstTopic",
     })
     .to_string()
+}
+
+impl Bridge {
+    /// Without the app of the tests: `prepare` brings what is to be tried.
+    pub fn start_without_apps(prepare: impl FnOnce(&mut Command)) -> Self {
+        let home = Arc::new(tempfile::tempdir().unwrap());
+        let outbox = home.path().join("outbox.db");
+        let settings = [
+            ("ingress.listen", "127.0.0.1:0"),
+            ("admin.listen", "127.0.0.1:0"),
+            ("log.format", "json"),
+            ("outbox.path", outbox.to_str().unwrap()),
+        ];
+        let settings = settings.map(|(key, value)| (key.to_owned(), value.to_owned()));
+        Self::launch(settings.into(), home, prepare)
+    }
+
+    /// How many callbacks ended like this.
+    pub fn counted(&self, outcome: &str) -> f64 {
+        self.metric(&format!("topic_bridge_callbacks_total{{outcome={outcome:?}}}"))
+    }
+}
+
+/// Unix time in seconds.
+pub fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
+}
+
+/// The target of a topic-created callback of any app, with any token, at any time.
+pub fn signed_by(app: u64, token: &str, request_time: u64) -> String {
+    let sign = sign(token, &request_time.to_string());
+    format!(
+        "/?SdkAppid={app}&CallbackCommand={TOPIC_CREATED}&contenttype=json&ClientIP=127.0.0.1\
+         &OptPlatform=iOS&RequestTime={request_time}&Sign={sign}"
+    )
+}
+
+/// What the program said before it ended.
+#[derive(Debug)]
+pub struct Ended {
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+/// Runs the program to its end, which has to come by itself.
+pub fn run(command: &mut Command) -> Ended {
+    struct KilledWhenDropped(Child);
+    impl Drop for KilledWhenDropped {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+    let read = |mut pipe: Box<dyn Read + Send>| {
+        thread::spawn(move || {
+            let mut text = String::new();
+            pipe.read_to_string(&mut text).map(|_| text).unwrap()
+        })
+    };
+    let command = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = KilledWhenDropped(command.spawn().unwrap());
+    let stdout = read(Box::new(child.0.stdout.take().unwrap()));
+    let stderr = read(Box::new(child.0.stderr.take().unwrap()));
+    let status = eventually("the program ends", || child.0.try_wait().unwrap());
+    let (stdout, stderr) = (stdout.join().unwrap(), stderr.join().unwrap());
+    Ended { code: status.code(), stdout, stderr }
 }

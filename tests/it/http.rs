@@ -133,3 +133,16 @@ pub(crate) fn post(address: SocketAddr, target: &str, body: &[u8]) -> Reply {
 pub(crate) fn get(address: SocketAddr, target: &str, headers: &[&str]) -> Reply {
     Connection::open(address).request("GET", target, headers, b"")
 }
+
+impl Connection {
+    /// The head of an answer, and not a byte of what follows it.
+    pub fn read_head(&mut self) -> String {
+        let end = loop {
+            match find(&self.unread, b"\r\n\r\n") {
+                Some(end) => break end + 4,
+                None => assert!(self.read_more(), "cut off in the head"),
+            }
+        };
+        String::from_utf8(self.unread.drain(..end).collect()).unwrap()
+    }
+}

@@ -1,10 +1,19 @@
 //! One integration binary: the real program over real sockets, files and signals, a file for each
 //! promise. Nothing here sleeps to synchronise; it waits for the condition.
 
+#![expect(
+    clippy::unwrap_used,
+    unreachable_pub,
+    reason = "a test may unwrap, also outside of its own function; nothing depends on this crate"
+)]
+
 mod bridge;
 mod http;
 
+mod command;
 mod crash;
 mod disk;
 mod platform;
 mod stop;
+mod stream;
+mod tls;

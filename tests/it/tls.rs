@@ -1,0 +1,271 @@
+//! HTTPS on the public listener: who does not trust the certificate, or is not trusted, gets no
+//! further; a renewed certificate needs no restart; and HTTP/2 is spoken with who asks for it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full};
+use hyper::client::conn::{http1, http2};
+use hyper::{Request, StatusCode};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use tempfile::TempDir;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::pem::PemObject as _;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+
+use crate::bridge::{Bridge, Ended, TOKEN, TOPIC_CREATED, body, eventually, program, run, signed};
+use crate::http::Connection;
+
+/// A certificate authority, with its certificate in a file.
+struct Authority {
+    issuer: CertifiedIssuer<'static, KeyPair>,
+    file: PathBuf,
+}
+
+impl Authority {
+    fn new(folder: &Path, name: &str) -> Self {
+        let mut params = CertificateParams::new([]).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+        let file = folder.join(name);
+        fs::write(&file, issuer.pem()).unwrap();
+        Authority { issuer, file }
+    }
+
+    /// Writes a certificate for this machine, and its key.
+    fn certify(&self, pair: &Pair) {
+        let key = KeyPair::generate().unwrap();
+        let params = CertificateParams::new(["localhost".to_owned()]).unwrap();
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        fs::write(&pair.key, key.serialize_pem()).unwrap();
+        fs::write(&pair.certificate, certificate.pem()).unwrap();
+    }
+}
+
+/// The files of a certificate and its key.
+struct Pair {
+    certificate: PathBuf,
+    key: PathBuf,
+}
+
+impl Pair {
+    fn new(folder: &Path, name: &str) -> Self {
+        let file = |kind: &str| folder.join(format!("{name}.{kind}"));
+        Pair { certificate: file("crt"), key: file("key") }
+    }
+}
+
+/// An authority that clients trust, the files that it certified, and a bridge that uses them.
+struct Secured {
+    folder: TempDir,
+    authority: Authority,
+    pair: Pair,
+    bridge: Bridge,
+}
+
+fn secured(more: &[(&str, &str)]) -> Secured {
+    let folder = tempfile::tempdir().unwrap();
+    let authority = Authority::new(folder.path(), "ca.crt");
+    let pair = Pair::new(folder.path(), "bridge");
+    authority.certify(&pair);
+    let files = [
+        ("ingress.tls.cert_file", pair.certificate.to_str().unwrap()),
+        ("ingress.tls.key_file", pair.key.to_str().unwrap()),
+    ];
+    let bridge = Bridge::start(&[&files, more].concat());
+    Secured { folder, authority, pair, bridge }
+}
+
+fn send(bridge: &Bridge, authority: &Authority) -> Ended {
+    let url = format!("https://localhost:{}/", bridge.ingress.port());
+    run(program().args(["send", &url, "--token", TOKEN, "--ca-file"]).arg(&authority.file))
+}
+
+#[test]
+fn only_who_trusts_the_certificate_calls() {
+    let Secured { folder, authority, bridge, .. } = secured(&[]);
+    let ended = send(&bridge, &authority);
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert_eq!(bridge.events().len(), 1);
+
+    let stranger = Authority::new(folder.path(), "stranger.crt");
+    let ended = send(&bridge, &stranger);
+    assert_eq!(ended.code, Some(1), "{ended:?}");
+    assert!(ended.stdout.contains("TLS failed"), "{}", ended.stdout);
+    assert_eq!(bridge.events().len(), 1);
+}
+
+#[test]
+fn a_renewed_certificate_is_taken_up_and_a_broken_one_is_not() {
+    let Secured { folder, authority, pair, bridge } = secured(&[]);
+    fs::write(&pair.certificate, "not a certificate").unwrap();
+    eventually("the broken file is noticed", || {
+        bridge.log().contains("the old certificate stays in use").then_some(())
+    });
+    assert_eq!(send(&bridge, &authority).code, Some(0), "the old one stays in use");
+
+    let successor = Authority::new(folder.path(), "successor.crt");
+    successor.certify(&pair);
+    eventually("the new one is in use", || {
+        (send(&bridge, &successor).code == Some(0)).then_some(())
+    });
+    assert_eq!(send(&bridge, &authority).code, Some(1), "the old one is not");
+}
+
+/// A connection over TLS that offers one protocol, if the bridge lets it come to that.
+async fn connect(
+    secured: &Secured,
+    protocol: &[u8],
+    client: Option<&Pair>,
+) -> TlsStream<TcpStream> {
+    let mut roots = RootCertStore::empty();
+    roots.add(secured.authority.issuer.der().clone()).unwrap();
+    let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots);
+    let mut config = match client {
+        None => builder.with_no_client_auth(),
+        Some(pair) => {
+            let certificate = CertificateDer::from_pem_file(&pair.certificate).unwrap();
+            let key = PrivateKeyDer::from_pem_file(&pair.key).unwrap();
+            builder.with_client_auth_cert(vec![certificate], key).unwrap()
+        }
+    };
+    config.alpn_protocols = vec![protocol.to_vec()];
+    let stream = TcpStream::connect(secured.bridge.ingress).await.unwrap();
+    let name = "localhost".try_into().unwrap();
+    let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await.unwrap();
+    assert_eq!(stream.get_ref().1.alpn_protocol(), Some(protocol));
+    stream
+}
+
+fn request(topic_id: &str) -> Request<Full<Bytes>> {
+    let target = signed(TOPIC_CREATED, &[]);
+    let body = Full::new(Bytes::from(body(topic_id)));
+    Request::post(format!("https://localhost{target}")).body(body).unwrap()
+}
+
+fn on_a_runtime<T>(work: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work)
+}
+
+#[test]
+fn a_client_without_a_certificate_is_refused_where_one_is_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let clients = Authority::new(folder.path(), "clients.crt");
+    let client = Pair::new(folder.path(), "client");
+    clients.certify(&client);
+    let client_ca = clients.file.to_str().unwrap();
+    let secured = secured(&[("ingress.tls.client_ca_file", client_ca)]);
+    let ended = send(&secured.bridge, &secured.authority);
+    assert_eq!(ended.code, Some(1), "{ended:?}");
+    assert!(ended.stdout.contains("answered   0"), "{}", ended.stdout);
+
+    let call = |pair: Pair, topic: &'static str| {
+        on_a_runtime(async {
+            let stream = connect(&secured, b"http/1.1", Some(&pair)).await;
+            let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
+            tokio::spawn(connection);
+            sender.send_request(request(topic)).await.map(|response| response.status())
+        })
+    };
+    let stranger = Pair::new(folder.path(), "stranger");
+    Authority::new(folder.path(), "strangers.crt").certify(&stranger);
+    assert!(call(stranger, "stranger").is_err());
+    assert_eq!(call(client, "client").unwrap(), StatusCode::OK);
+    assert_eq!(secured.bridge.topic_ids(), ["client"]);
+}
+
+#[test]
+fn http_2_is_spoken_with_who_asks_for_it() {
+    let secured = secured(&[]);
+    on_a_runtime(async {
+        let stream = TokioIo::new(connect(&secured, b"h2", None).await);
+        let (sender, connection) = http2::handshake(TokioExecutor::new(), stream).await.unwrap();
+        tokio::spawn(connection);
+        let calls = (0..20).map(|number| {
+            let mut sender = sender.clone();
+            tokio::spawn(async move {
+                let answer =
+                    sender.send_request(request(&format!("topic {number}"))).await.unwrap();
+                assert_eq!(answer.status(), StatusCode::OK);
+                let body = answer.into_body().collect().await.unwrap().to_bytes();
+                assert_eq!(body, r#"{"ActionStatus":"OK","ErrorInfo":"","ErrorCode":0}"#);
+            })
+        });
+        for call in calls.collect::<Vec<_>>() {
+            call.await.unwrap();
+        }
+    });
+    assert_eq!(secured.bridge.events().len(), 20);
+}
+
+/// What comes beside the requests, acknowledgements and pings of both sides, is not the begin of one.
+#[test]
+fn an_idle_connection_of_http_2_outlives_the_limit_of_a_head() {
+    let secured = secured(&[("ingress.header_timeout", "500ms"), ("ingress.idle_timeout", "60s")]);
+    let address = secured.bridge.ingress;
+    let wait_out_two_heads = move || {
+        for _ in 0..2 {
+            assert!(Connection::open(address).is_closed(), "who sends nothing is cut off");
+        }
+    };
+    on_a_runtime(async {
+        let stream = TokioIo::new(connect(&secured, b"h2", None).await);
+        let mut builder = http2::Builder::new(TokioExecutor::new());
+        builder.timer(TokioTimer::new()).keep_alive_while_idle(true);
+        builder.keep_alive_interval(Duration::from_millis(100));
+        let (mut sender, connection) = builder.handshake(stream).await.unwrap();
+        tokio::spawn(connection);
+        for topic in ["one", "two"] {
+            let answer = sender.send_request(request(topic)).await.expect(topic);
+            assert_eq!(answer.status(), StatusCode::OK);
+            answer.into_body().collect().await.unwrap();
+            tokio::task::spawn_blocking(wait_out_two_heads).await.unwrap();
+        }
+    });
+    assert_eq!(secured.bridge.topic_ids(), ["one", "two"]);
+}
+
+#[test]
+fn files_that_are_no_certificate_are_named_at_the_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let good = Pair::new(folder.path(), "good");
+    let other = Pair::new(folder.path(), "other");
+    let authority = Authority::new(folder.path(), "ca.crt");
+    authority.certify(&good);
+    authority.certify(&other);
+    let empty = folder.path().join("empty");
+    fs::write(&empty, "").unwrap();
+    let check = |certificate: &Path, key: &Path, expected: &[&str]| {
+        let mut command = program();
+        command.current_dir(&folder);
+        for setting in [
+            "apps=[{sdk_app_id=1,tokens=[\"x\"]}]".to_owned(),
+            "ingress.listen=127.0.0.1:0".to_owned(),
+            "admin.listen=127.0.0.1:0".to_owned(),
+            format!("ingress.tls.cert_file={}", certificate.display()),
+            format!("ingress.tls.key_file={}", key.display()),
+        ] {
+            command.args(["--set", &setting]);
+        }
+        let ended = run(&mut command);
+        assert_eq!(ended.code, Some(1), "{ended:?}");
+        for text in expected {
+            assert!(ended.stderr.contains(text), "{text:?} should be in {}", ended.stderr);
+        }
+    };
+    check(&good.certificate, &other.key, &["ingress.tls", "other.key does not fit"]);
+    check(&empty, &good.key, &["there is no certificate in", "empty"]);
+    check(&good.certificate, &empty, &["cannot read a private key from"]);
+    check(&folder.path().join("nowhere"), &good.key, &["cannot read certificates from", "nowhere"]);
+}
