@@ -688,7 +688,8 @@ fn app(entry: &Value, faults: &mut Vec<(String, String)>) -> App {
     let mut fault = |key: &str, reason: String| faults.push((format!(".{key}"), reason));
 
     match read("sdk_app_id").map(|(_, value)| whole(&value)) {
-        Some(Ok(id)) => app.sdk_app_id = id,
+        Some(Ok(id)) if i64::try_from(id).is_ok() => app.sdk_app_id = id,
+        Some(Ok(id)) => fault("sdk_app_id", format!("{id} is larger than any SDKAppID")),
         Some(Err(reason)) => fault("sdk_app_id", reason),
         None => fault("sdk_app_id", "is missing".into()),
     }

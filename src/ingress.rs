@@ -58,8 +58,8 @@ impl Ingress {
         let path = self.config.path.clone();
         Router::new()
             .route(&path, post(take))
-            .method_not_allowed_fallback(async || respond(&Answer::MethodNotAllowed))
-            .fallback(async || respond(&Answer::NotFound))
+            .method_not_allowed_fallback(wrong_method)
+            .fallback(wrong_path)
             .with_state(self)
     }
 
@@ -82,12 +82,36 @@ async fn take(State(ingress): State<Arc<Ingress>>, request: Request) -> Response
     respond(&answer)
 }
 
+async fn wrong_method(State(ingress): State<Arc<Ingress>>, request: Request) -> Response {
+    ingress.read_out(request).await;
+    respond(&Answer::MethodNotAllowed)
+}
+
+async fn wrong_path(State(ingress): State<Arc<Ingress>>, request: Request) -> Response {
+    ingress.read_out(request).await;
+    respond(&Answer::NotFound)
+}
+
 impl Ingress {
+    /// Takes the body in and forgets it: closing with something unread would take the answer back.
+    async fn read_out(&self, request: Request) {
+        let _ = self.read(request.into_body(), false, Instant::now()).await;
+    }
+
+    async fn read(
+        &self,
+        body: Body,
+        expects_word: bool,
+        arrived: Instant,
+    ) -> Result<Bytes, Answer> {
+        let deadline = arrived + self.config.request_timeout;
+        read(body, self.config.max_body_bytes, expects_word, deadline).await
+    }
+
     async fn answer(&self, request: Request, arrived: Instant, now: SystemTime) -> Answer {
         let (head, body) = request.into_parts();
         let expects_word = head.headers.contains_key(EXPECT);
-        let read_by = arrived + self.config.request_timeout;
-        let body = read(body, self.config.max_body_bytes, expects_word, read_by);
+        let body = self.read(body, expects_word, arrived);
 
         let now = event::since_epoch(now);
         let query = Query::parse(head.uri.query().unwrap_or_default());

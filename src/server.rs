@@ -195,7 +195,7 @@ impl Connection {
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let activity = Arc::new(Activity::new());
+        let activity = Arc::new(Activity::new(!is_http2));
         let io = Observed { io: TokioIo::new(io), activity: activity.clone() };
         let phase = self.phase.clone();
         let observed = activity.clone();
@@ -266,6 +266,8 @@ impl Connection {
 /// What a connection is at, and since when: idle, sending a request's head, or being answered.
 struct Activity {
     opened: Instant,
+    /// Whether what arrives between two requests begins a head: not so where pings do, too.
+    has_heads: bool,
     /// Requests that are being answered.
     answering: AtomicUsize,
     is_in_head: AtomicBool,
@@ -275,9 +277,10 @@ struct Activity {
 
 impl Activity {
     /// A new connection owes a head from the start.
-    fn new() -> Self {
+    fn new(has_heads: bool) -> Self {
         Activity {
             opened: Instant::now(),
+            has_heads,
             answering: 0.into(),
             is_in_head: true.into(),
             since: 0.into(),
@@ -290,7 +293,8 @@ impl Activity {
     }
 
     fn received(&self) {
-        if self.answering.load(Relaxed) == 0 && !self.is_in_head.load(Relaxed) {
+        let is_idle = self.answering.load(Relaxed) == 0 && !self.is_in_head.load(Relaxed);
+        if is_idle && self.has_heads {
             self.is_in_head.store(true, Relaxed);
             self.changed();
         }

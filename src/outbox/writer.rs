@@ -308,9 +308,10 @@ impl Writer {
                     return self.poison(&reason);
                 }
             }
-            // What a full disk has refused is not tried again at once.
-            let is_taking = *self.health.borrow() == Health::Taking;
-            let is_trimming = is_taking && self.trimmable() >= self.oldest;
+            // A full outbox wants trimming; a full disk would refuse it again and again.
+            let health = self.health.borrow().clone();
+            let can_trim = matches!(health, Health::Taking | Health::Refusing(Refusal::Full));
+            let is_trimming = can_trim && self.trimmable() >= self.oldest;
             let wait = if is_trimming {
                 Duration::ZERO
             } else if self.settled_through() < self.position {

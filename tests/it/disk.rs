@@ -67,6 +67,7 @@ fn a_full_outbox_resumes_when_the_history_has_served_its_time() {
     let (_, refusal) = fill(&bridge, "t");
     check_refusal(&bridge, &refusal, "the outbox is full");
     resumes(&bridge);
+    eventually("all of it is gone", || bridge.events().is_empty().then_some(()));
     let again = fill(&bridge, "u").0;
     assert!(again.len() > 50, "the space of {} events was used again", again.len());
 }

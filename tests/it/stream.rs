@@ -177,7 +177,7 @@ fn a_reader_that_comes_back_in_live_traffic_finds_neither_gap_nor_repeat() {
 /// seen it and asks for the next is not to be taken for somebody from another outbox.
 #[test]
 fn a_reader_that_asks_page_after_page_finds_neither_gap_nor_repeat() {
-    const EVENTS: u64 = 20_000;
+    const EVENTS: u64 = 10_000;
     let bridge = Bridge::start(&[]);
     let mut load = load(&bridge, EVENTS);
     thread::scope(|scope| {
