@@ -24,8 +24,9 @@ use crate::sink::Sink;
 use crate::tls;
 
 /// After the listener is closed, how long a kept-alive connection may still bring the request that
-/// was on its way: closing at once would cut it off. Connections that are gone end the wait.
-const LAST_REQUESTS: Duration = Duration::from_millis(500);
+/// was on its way: closing at once would cut it off. As long as the platform itself waits; the wait
+/// ends when all connections are gone.
+const LAST_REQUESTS: Duration = Duration::from_secs(2);
 
 /// How long past their own deadlines requests in progress may take to end.
 const GRACE: Duration = Duration::from_secs(1);
@@ -173,8 +174,10 @@ impl App {
         tracing::info!(
             "stopping: finishing the requests in progress, then delivering what is left"
         );
-        self.ingress_phase.send_replace(Phase::LastCalls);
-        sleep(config.ingress.drain_delay).await;
+        if !config.ingress.drain_delay.is_zero() {
+            self.ingress_phase.send_replace(Phase::LastCalls);
+            sleep(config.ingress.drain_delay).await;
+        }
         self.ingress_phase.send_replace(Phase::Closed);
         let in_progress = config.ingress.request_timeout + config.ingress.ack_deadline + GRACE;
         if timeout(LAST_REQUESTS, public.ended()).await.is_err() {

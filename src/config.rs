@@ -171,7 +171,7 @@ impl Config {
             };
             if name == FILE_VARIABLE {
                 named_file = named_file.or_else(|| Some(PathBuf::from(value)));
-            } else if !is_service_link(&name[PREFIX.len()..]) {
+            } else if !is_service_link(&name[PREFIX.len()..], value) {
                 let key = name[PREFIX.len()..].to_lowercase().replace("__", ".");
                 texts.push(Text { origin: name.to_owned(), key, value: value.to_owned() });
             }
@@ -189,10 +189,9 @@ impl Config {
 
         let mut figment = Figment::from(Toml::string(DEFAULTS));
         if let Some(path) = named_file {
-            if path.is_file() {
-                figment = figment.merge(Toml::file_exact(&path));
-            } else {
-                faults.push(format!("{}: there is no such configuration file", path.display()));
+            match parse_file(&path) {
+                Ok(()) => figment = figment.merge(Toml::file_exact(&path)),
+                Err(fault) => faults.push(fault),
             }
         }
         for text in texts {
@@ -286,11 +285,34 @@ impl Config {
     }
 }
 
-/// Kubernetes puts `NAME_SERVICE_HOST`, `NAME_PORT`, `NAME_PORT_80_TCP_…` for each service into every
-/// container: a service called topic-bridge must not look like a configuration fault.
-fn is_service_link(rest: &str) -> bool {
-    let starts = |prefix: &str| rest.starts_with(prefix);
-    rest == "PORT" || starts("SERVICE_HOST") || starts("SERVICE_PORT") || starts("PORT_")
+/// Kubernetes puts `NAME_SERVICE_HOST`, `NAME_PORT=tcp://…`, `NAME_PORT_80_TCP_ADDR` and the like, for
+/// each service, into every container: a service called topic-bridge, or topic-bridge-admin, must not
+/// look like a configuration fault.
+fn is_service_link(rest: &str, value: &str) -> bool {
+    let ends = |end: &str| rest.strip_suffix(end).is_some_and(|s| s.is_empty() || s.ends_with('_'));
+    let names_protocol = ["_TCP", "_UDP", "_SCTP"].iter().any(|protocol| rest.contains(protocol));
+    ends("SERVICE_HOST")
+        || ends("SERVICE_PORT")
+        || rest.contains("SERVICE_PORT_")
+        || (ends("PORT") && value.contains("://"))
+        || (rest.contains("PORT_") && names_protocol)
+}
+
+/// The file parsed beforehand, for a fault's own text quotes the line, in which a secret may stand.
+fn parse_file(path: &std::path::Path) -> Result<(), String> {
+    let shown = path.display();
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return Err(format!("{shown}: there is no such configuration file"));
+        }
+        Err(error) => return Err(format!("{shown}: cannot be read: {error}")),
+    };
+    text.parse::<toml::Table>().map(|_| ()).map_err(|error| {
+        let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+        let line = before.matches('\n').count() + 1;
+        format!("{shown}: line {line} is not TOML: {}", error.message())
+    })
 }
 
 /// One value that arrives as text, from a variable or a flag. It stays text until the key's own

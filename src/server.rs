@@ -12,7 +12,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use futures_util::FutureExt as _;
 use http_body_util::BodyExt as _;
 use hyper::body::{Body, Incoming};
 use hyper::header::{CONNECTION, HeaderValue};
@@ -38,9 +37,9 @@ const MAX_TURNED_AWAY: usize = 64;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Phase {
     Serving,
-    /// Each answer says `Connection: close`.
+    /// Each answer says `Connection: close`; whoever comes anew is still let in.
     LastCalls,
-    /// …and nobody new is let in.
+    /// Nobody new is let in, and each answer says `Connection: close`.
     Closed,
     /// Idle connections are closed; requests in progress are finished.
     Finishing,
@@ -84,6 +83,7 @@ impl Server {
     {
         let connections = Arc::new(Semaphore::new(self.limits.max_connections));
         let turning_away = Arc::new(Semaphore::new(MAX_TURNED_AWAY));
+        let is_closed = Arc::new(AtomicBool::new(false));
         let admit = |stream: TcpStream| {
             let Ok(permit) = connections.clone().try_acquire_owned() else {
                 on_turned_away();
@@ -96,6 +96,7 @@ impl Server {
                 limits: self.limits.clone(),
                 tls: self.tls.as_ref().map(|tls| tls.borrow().clone()),
                 phase: self.phase.clone(),
+                is_closed: is_closed.clone(),
                 _permit: permit,
             };
             tokio::spawn(connection.serve(stream, service.clone()));
@@ -115,11 +116,19 @@ impl Server {
                 () = reached(&mut phase, Phase::Closed) => break,
             }
         }
-        // Whoever the kernel has let in already would be reset by the closing of the listener.
-        while let Some(Ok((stream, _))) = self.listener.accept().now_or_never() {
-            admit(stream);
+        // Whoever the kernel has let in already would be reset by the closing of the listener. The
+        // kernel itself is asked, for tokio knows of them only after its next look at it.
+        if let Ok(listener) = self.listener.into_std() {
+            while let Ok((stream, _)) = listener.accept() {
+                let nonblocking = stream.set_nonblocking(true);
+                if let Ok(stream) = nonblocking.and_then(|()| TcpStream::from_std(stream)) {
+                    admit(stream);
+                }
+            }
         }
-        drop(self.listener);
+        // Only now: a connection that is closed with its answer comes back at once, and would run
+        // into the closing of the listener.
+        is_closed.store(true, Relaxed);
 
         let all = u32::try_from(self.limits.max_connections).unwrap_or(u32::MAX);
         tokio::select! {
@@ -157,6 +166,7 @@ struct Connection {
     limits: Limits,
     tls: Option<Arc<ServerConfig>>,
     phase: watch::Receiver<Phase>,
+    is_closed: Arc<AtomicBool>,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -197,15 +207,17 @@ impl Connection {
     {
         let activity = Arc::new(Activity::new(!is_http2));
         let io = Observed { io: TokioIo::new(io), activity: activity.clone() };
-        let phase = self.phase.clone();
+        let (phase, is_closed) = (self.phase.clone(), self.is_closed.clone());
         let observed = activity.clone();
         let service = service_fn(move |request: Request<Incoming>| {
             let busy = Busy::enter(observed.clone());
-            let (is_http1, phase) = (request.version() < Version::HTTP_2, phase.clone());
+            let is_http1 = request.version() < Version::HTTP_2;
+            let (phase, is_closed) = (phase.clone(), is_closed.clone());
             let answer = service.call(request);
             async move {
                 let mut response = answer.await?;
-                if is_http1 && *phase.borrow() > Phase::Serving {
+                let is_last = is_closed.load(Relaxed) || *phase.borrow() == Phase::LastCalls;
+                if is_http1 && is_last {
                     response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
                 }
                 // An answer's body holds the guard: the request is being answered until it is sent.
