@@ -20,8 +20,10 @@
 mod dedupe;
 mod reader;
 mod schema;
+mod statements;
 #[cfg(test)]
 mod tests;
+mod upkeep;
 mod writer;
 
 use std::fs::{File, TryLockError};

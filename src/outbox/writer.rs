@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior, params};
 use tokio::sync::mpsc::UnboundedSender;
@@ -16,6 +16,8 @@ use tokio::sync::{oneshot, watch};
 use uuid::Uuid;
 
 use super::dedupe::{Dedupe, Seen};
+use super::statements::{insert_misfit, settle, trim};
+use super::upkeep::{MAX_LOG_PAGES, checkpoint, run_checkpoints};
 use super::{
     Command, Gauges, Health, Misfit, OpenError, Outbox, Outcome, Receipt, Record, Refusal,
     Settlement, Waiter, Workers, schema,
@@ -44,53 +46,41 @@ const TICK: Duration = Duration::from_secs(1);
 /// Events that one transaction trims at most, so that no callback waits long behind it.
 const TRIM_AT_ONCE: u64 = 1024;
 
-/// Free pages that are kept for reuse before space is given back, and how many go back at a time.
-const KEEP_FREE_PAGES: i64 = 2048;
-const VACUUM_AT_ONCE: i64 = 1024;
-
-/// Pages in the write-ahead log that start a checkpoint beside the commits…
-const CHECKPOINT_PAGES: i64 = 1000;
-/// …and those at which the writer finishes one itself, so that the log starts again from its
-/// beginning: beside a busy writer a checkpoint never quite catches up.
-const RESTART_PAGES: i64 = 16 * 1024;
-/// A log this long means that some reader holds it open: no more is taken before it lets go.
-const MAX_LOG_PAGES: i64 = 4 * RESTART_PAGES;
-
 /// What a row costs beside its text.
 const ROW_OVERHEAD: u64 = 80;
 
 type Answers = Vec<(Waiter, Outcome)>;
 
-struct Writer {
-    connection: Connection,
+pub(super) struct Writer {
+    pub(super) connection: Connection,
     commands: Receiver<Command>,
     answers: UnboundedSender<Answers>,
-    checkpoint: mpsc::SyncSender<()>,
-    gauges: Arc<Gauges>,
+    pub(super) checkpoint: mpsc::SyncSender<()>,
+    pub(super) gauges: Arc<Gauges>,
     last: watch::Sender<u64>,
-    health: watch::Sender<Health>,
+    pub(super) health: watch::Sender<Health>,
     metrics: Arc<Metrics>,
-    config: config::Outbox,
+    pub(super) config: config::Outbox,
     dedupe: Dedupe,
-    page_size: u64,
+    pub(super) page_size: u64,
     /// The position of the last durable event.
     position: u64,
     /// The oldest position that is kept; one past the last where none is.
-    oldest: u64,
+    pub(super) oldest: u64,
     /// Up to here the history has served its time.
-    trim_to: u64,
+    pub(super) trim_to: u64,
     /// No event from here on may be trimmed: it is still to be tried again.
     first_deferred: u64,
-    log_pages: i64,
+    pub(super) log_pages: i64,
     /// What `PRAGMA synchronous` says now.
-    sync: Option<Sync>,
+    pub(super) sync: Option<Sync>,
     /// What the relay has settled and is not written yet.
     settlements: Arc<Mutex<Settlement>>,
     settled_at: Instant,
     /// Who waits for that to be written.
     flushes: Vec<oneshot::Sender<()>>,
     /// Bytes written since the last measuring.
-    unmeasured: u64,
+    pub(super) unmeasured: u64,
     warned_of_quarantine: bool,
 }
 
@@ -185,28 +175,9 @@ pub(super) fn start(
     Ok((outbox, workers))
 }
 
-/// Copies the log into the file beside the commits, until the writer is gone.
-fn run_checkpoints(connection: &Connection, due: &Receiver<()>, failed: &mpsc::Sender<Command>) {
-    while due.recv().is_ok() {
-        match checkpoint(connection, "PASSIVE").map_err(|error| Trouble::of(&error)) {
-            Ok(_) | Err(Trouble::Refused(_)) => {} // the next one tries again
-            Err(Trouble::Broken(reason)) => {
-                let _ = failed.send(Command::Poison(reason));
-                return;
-            }
-        }
-    }
-}
-
-/// Pages in the log, and how many of them are in the file already.
-fn checkpoint(connection: &Connection, mode: &str) -> rusqlite::Result<(i64, i64)> {
-    let mut statement = connection.prepare_cached(&format!("PRAGMA wal_checkpoint({mode})"))?;
-    statement.query_row([], |row| Ok((row.get(1)?, row.get(2)?)))
-}
-
 /// What a failed transaction means.
 #[derive(Debug)]
-enum Trouble {
+pub(super) enum Trouble {
     /// It may go better later, and nothing is harmed.
     Refused(Refusal),
     /// Nothing that this process believes about the file is sure any more.
@@ -214,7 +185,7 @@ enum Trouble {
 }
 
 impl Trouble {
-    fn of(error: &rusqlite::Error) -> Self {
+    pub(super) fn of(error: &rusqlite::Error) -> Self {
         let Some(failure) = error.sqlite_error() else {
             return Trouble::Broken(error.to_string());
         };
@@ -555,44 +526,6 @@ impl Writer {
         *waiting = settlement;
     }
 
-    /// Checkpoints when it is time, and learns how large the file is.
-    fn look_after_log(&mut self) -> Result<(), String> {
-        let look = || {
-            let (pages, copied) = checkpoint(&self.connection, "NOOP")?;
-            if pages >= RESTART_PAGES {
-                return checkpoint(&self.connection, "PASSIVE");
-            }
-            if pages - copied >= CHECKPOINT_PAGES {
-                let _ = self.checkpoint.try_send(()); // full: one is due already
-            }
-            Ok((pages, copied))
-        };
-        match look() {
-            Ok((pages, _)) => self.log_pages = pages,
-            Err(error) => {
-                if let Trouble::Broken(reason) = Trouble::of(&error) {
-                    return Err(reason);
-                }
-            }
-        }
-        self.measure().map_err(|error| error.to_string())
-    }
-
-    fn measure(&mut self) -> rusqlite::Result<()> {
-        self.unmeasured = 0;
-        let (pages, free) = self.pages()?;
-        let used = u64::try_from(pages - free).unwrap_or(0) * self.page_size;
-        self.gauges.bytes.store(used, Relaxed);
-        Ok(())
-    }
-
-    /// Pages of the file, and those of them that are free.
-    fn pages(&self) -> rusqlite::Result<(i64, i64)> {
-        let mut pages = self.connection.prepare_cached("PRAGMA page_count")?;
-        let mut free = self.connection.prepare_cached("PRAGMA freelist_count")?;
-        Ok((pages.query_row([], |row| row.get(0))?, free.query_row([], |row| row.get(0))?))
-    }
-
     fn count_deferred(&mut self) -> rusqlite::Result<()> {
         let sql = "SELECT count(*), min(position) FROM deferred";
         let (count, first): (u64, Option<u64>) =
@@ -614,79 +547,7 @@ impl Writer {
         self.trim_to.max(too_many).min(settled)
     }
 
-    /// Once a second: what is due by the clock.
-    fn tick(&mut self) -> Result<(), String> {
-        let result = self.expire().and_then(|()| self.give_space_back());
-        self.look_after_log()?;
-        let result = result.and_then(|()| self.probe());
-        match result.map_err(|error| Trouble::of(&error)) {
-            Ok(()) => Ok(()),
-            Err(Trouble::Refused(refusal)) => {
-                self.sync = None;
-                self.refuse(refusal);
-                Ok(())
-            }
-            Err(Trouble::Broken(reason)) => Err(reason),
-        }
-    }
-
-    /// Moves `trim_to` past the events that are older than the history's time.
-    fn expire(&mut self) -> rusqlite::Result<()> {
-        let now = event::since_epoch(SystemTime::now());
-        let expired = now.saturating_sub(milliseconds(self.config.history));
-        let sql = "SELECT position, accepted_at FROM ids WHERE position > ?1 ORDER BY position";
-        let mut statement = self.connection.prepare_cached(sql)?;
-        let mut rows = statement.query([self.trim_to.max(self.oldest - 1)])?;
-        while let Some(row) = rows.next()? {
-            if row.get::<_, u64>(1)? > expired {
-                break;
-            }
-            self.trim_to = row.get(0)?;
-        }
-        Ok(())
-    }
-
-    /// Shrinks the file by a little when much of it is free.
-    fn give_space_back(&mut self) -> rusqlite::Result<()> {
-        let (pages, free) = self.pages()?;
-        if free < KEEP_FREE_PAGES.max(pages / 4) {
-            return Ok(());
-        }
-        let sql = format!("PRAGMA incremental_vacuum({VACUUM_AT_ONCE})");
-        let mut statement = self.connection.prepare(&sql)?;
-        let mut rows = statement.query([])?;
-        while rows.next()?.is_some() {} // a page a step
-        Ok(())
-    }
-
-    /// While it refuses, finds out whether it could take again: nobody else will, once a load
-    /// balancer has believed `/readyz`.
-    fn probe(&mut self) -> rusqlite::Result<()> {
-        let refusal = match &*self.health.borrow() {
-            Health::Refusing(refusal) => *refusal,
-            _ => return Ok(()),
-        };
-        let has_room = match refusal {
-            Refusal::Full => {
-                self.log_pages = checkpoint(&self.connection, "PASSIVE")?.0;
-                let is_log_short = self.log_pages <= MAX_LOG_PAGES;
-                let used = self.gauges.bytes.load(Relaxed);
-                is_log_short && used + used / 100 < self.config.max_bytes
-            }
-            _ => {
-                let sql = "UPDATE probe SET filler = randomblob(?1)";
-                self.connection.execute(sql, [64 * 1024])?;
-                self.connection.execute(sql, [0])?;
-                true
-            }
-        };
-        if has_room {
-            self.take();
-        }
-        Ok(())
-    }
-
-    fn take(&self) {
+    pub(super) fn take(&self) {
         let was_refusing = *self.health.borrow() != Health::Taking;
         if was_refusing {
             tracing::info!("the outbox takes callbacks again");
@@ -694,7 +555,7 @@ impl Writer {
         }
     }
 
-    fn refuse(&self, refusal: Refusal) {
+    pub(super) fn refuse(&self, refusal: Refusal) {
         if *self.health.borrow() == Health::Refusing(refusal) {
             return;
         }
@@ -774,47 +635,6 @@ fn recreated(record: &Record) -> String {
     TopicCreated { id, ..event }.encode()
 }
 
-fn insert_misfit(transaction: &Transaction, misfit: &Misfit) -> rusqlite::Result<()> {
-    let sql = "INSERT INTO quarantine
-        (received_at, sdk_app_id, client_ip, client_platform, reason, body) VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
-    let Misfit { sdk_app_id, client_ip, client_platform, received_at, reason, body } = misfit;
-    let row = params![received_at, sdk_app_id, client_ip, client_platform, reason, body];
-    transaction.prepare_cached(sql)?.execute(row)?;
-    Ok(())
-}
-
-fn settle(transaction: &Transaction, settlement: &Settlement) -> rusqlite::Result<()> {
-    transaction
-        .prepare_cached("UPDATE relay SET settled_through = max(settled_through, ?1)")?
-        .execute([settlement.through])?;
-    for again in &settlement.again {
-        let sql = "INSERT OR REPLACE INTO deferred (position, attempts, not_before, reason)
-            VALUES (?1, ?2, ?3, ?4)";
-        let row = params![again.position, again.attempts, again.not_before, again.reason];
-        transaction.prepare_cached(sql)?.execute(row)?;
-    }
-    for refused in &settlement.refused {
-        let sql =
-            "INSERT OR REPLACE INTO dead_letters (position, accepted_at, event, refused_at, reason)
-            SELECT position, accepted_at, event, ?2, ?3 FROM events WHERE position = ?1";
-        let row = params![refused.position, refused.at, refused.reason];
-        transaction.prepare_cached(sql)?.execute(row)?;
-    }
-    let refused = settlement.refused.iter().map(|refused| &refused.position);
-    for position in settlement.delivered_at_last.iter().chain(refused) {
-        transaction
-            .prepare_cached("DELETE FROM deferred WHERE position = ?1")?
-            .execute([position])?;
-    }
-    Ok(())
-}
-
-fn trim(transaction: &Transaction, to: u64) -> rusqlite::Result<()> {
-    transaction.prepare_cached("DELETE FROM events WHERE position <= ?1")?.execute([to])?;
-    transaction.prepare_cached("DELETE FROM ids WHERE position <= ?1")?.execute([to])?;
-    Ok(())
-}
-
 fn name_of(sync: Sync) -> &'static str {
     match sync {
         Sync::Full => "FULL",
@@ -823,6 +643,6 @@ fn name_of(sync: Sync) -> &'static str {
     }
 }
 
-fn milliseconds(duration: Duration) -> u64 {
+pub(super) fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

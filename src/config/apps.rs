@@ -1,0 +1,139 @@
+//! `[[apps]]`: whose callbacks are taken, and how they prove themselves.
+
+use figment::value::Value;
+
+use super::Secret;
+use super::keys::{Keys, suggest};
+use super::value::{flag, text, whole};
+use crate::signature::App;
+
+const NO_APPS: &str = "no app is configured, so nobody's callbacks could be taken; write
+
+    [[apps]]
+    sdk_app_id = 1400000000      # the SDKAppID of your app, from the platform's console
+    tokens = [\"…\"]               # its callback authentication token
+
+  into the file named with --config (or allow_unsigned = true instead of tokens for a try on this host)";
+
+const APP_KEYS: [&str; 4] = ["sdk_app_id", "tokens", "token_files", "allow_unsigned"];
+
+/// The list of apps: tables in a file, or one text of the same form in a variable.
+pub(super) fn apps(keys: &mut Keys) -> Vec<App> {
+    keys.known.push("apps".into());
+    let Some(value) = keys.merged.find_ref("apps").cloned() else {
+        return Vec::new();
+    };
+    let (list, mut shown) = match list(&value) {
+        Ok(list) => (list, Vec::new()),
+        Err(reason) => {
+            keys.fault("apps", &value, &reason);
+            return Vec::new();
+        }
+    };
+    let mut apps: Vec<App> = Vec::new();
+    for (index, entry) in list.iter().enumerate() {
+        let mut faults = Vec::new();
+        let app = app(entry, &mut faults);
+        if apps.iter().any(|other| other.sdk_app_id == app.sdk_app_id) {
+            faults.push(("".into(), format!("sdk_app_id {} stands there twice", app.sdk_app_id)));
+        }
+        for (key, reason) in faults {
+            keys.fault(&format!("apps[{index}]{key}"), &value, &reason);
+        }
+        shown.push(masked(entry));
+        apps.push(app);
+    }
+    if list.is_empty() {
+        keys.faults.push(NO_APPS.to_owned());
+    }
+    keys.show("apps", Value::from(shown));
+    apps
+}
+
+fn list(value: &Value) -> Result<Vec<Value>, String> {
+    match value {
+        Value::Array(_, list) => Ok(list.clone()),
+        Value::String(_, text) => {
+            let table = format!("list = {text}").parse::<toml::Table>().map_err(|error| {
+                format!("is no list in TOML's notation, as in [{{sdk_app_id=1400000000,tokens=[\"…\"]}}]: {}", error.message())
+            })?;
+            match Value::serialize(&table["list"]) {
+                Ok(Value::Array(_, list)) => Ok(list),
+                _ => Err("is not a list".into()),
+            }
+        }
+        _ => Err("is not a list".into()),
+    }
+}
+
+fn app(entry: &Value, faults: &mut Vec<(String, String)>) -> App {
+    let read = |key: &str| entry.find_ref(key).cloned().map(|value| (key.to_owned(), value));
+    let mut app = App { sdk_app_id: 0, tokens: Vec::new(), allow_unsigned: false };
+    let mut fault = |key: &str, reason: String| faults.push((format!(".{key}"), reason));
+
+    match read("sdk_app_id").map(|(_, value)| whole(&value)) {
+        Some(Ok(id)) if i64::try_from(id).is_ok() => app.sdk_app_id = id,
+        Some(Ok(id)) => fault("sdk_app_id", format!("{id} is larger than any SDKAppID")),
+        Some(Err(reason)) => fault("sdk_app_id", reason),
+        None => fault("sdk_app_id", "is missing".into()),
+    }
+    if let Some((_, value)) = read("allow_unsigned") {
+        flag(&value)
+            .map(|flag| app.allow_unsigned = flag)
+            .unwrap_or_else(|r| fault("allow_unsigned", r));
+    }
+    for (key, is_file) in [("tokens", false), ("token_files", true)] {
+        let Some((_, value)) = read(key) else { continue };
+        let Value::Array(_, items) = value else {
+            fault(key, "is not a list".into());
+            continue;
+        };
+        for item in &items {
+            match text(item)
+                .and_then(|text| if is_file { read_token(text) } else { Ok(text.to_owned()) })
+                .and_then(token)
+            {
+                Ok(token) => app.tokens.push(token),
+                Err(reason) => fault(key, reason),
+            }
+        }
+    }
+    if app.tokens.is_empty() && !app.allow_unsigned && faults.is_empty() {
+        faults.push(("".into(), "has no tokens, so no callback could be authentic; name tokens or token_files (or allow_unsigned = true)".into()));
+    }
+    match entry {
+        Value::Dict(_, dict) => {
+            for key in dict.keys().filter(|key| !APP_KEYS.contains(&key.as_str())) {
+                faults.push((format!(".{key}"), suggest(key, APP_KEYS.into_iter())));
+            }
+        }
+        _ => faults.push(("".into(), "is not a table".into())),
+    }
+    app
+}
+
+/// A secret file's text, without the line break that editors leave at its end.
+fn read_token(path: &str) -> Result<String, String> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok(text.trim_end_matches(['\r', '\n']).to_owned()),
+        Err(error) => Err(format!("cannot read {path}: {error}")),
+    }
+}
+
+/// The platform's tokens have 1 to 128 characters.
+fn token(text: String) -> Result<Secret, String> {
+    match text.chars().count() {
+        1..=128 => Ok(Secret::new(text)),
+        length => Err(format!("a token has 1 to 128 characters, this one has {length}")),
+    }
+}
+
+fn masked(app: &Value) -> Value {
+    let mut app = app.clone();
+    if let Value::Dict(_, dict) = &mut app
+        && let Some(Value::Array(_, tokens)) = dict.get_mut("tokens")
+    {
+        tokens.fill(Value::from("***"));
+    }
+    app
+}

@@ -1,0 +1,112 @@
+//! The layers of the configuration, from the embedded defaults up to the flags. Values that come as
+//! text stay text here: only a key's own reader knows what they are to be.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use figment::providers::{Format, Toml};
+use figment::value::{Dict, Map, Value};
+use figment::{Figment, Metadata, Profile, Provider};
+
+use super::{DEFAULTS, Faults};
+
+const PREFIX: &str = "TOPIC_BRIDGE_";
+const FILE_VARIABLE: &str = "TOPIC_BRIDGE_CONFIG";
+
+/// Puts them over each other. `variables` is the environment, `set` holds `section.key=value` texts.
+pub(super) fn layer(
+    file: Option<PathBuf>,
+    variables: impl Iterator<Item = (OsString, OsString)>,
+    set: &[String],
+) -> Result<Figment, Faults> {
+    let mut faults = Vec::new();
+    let mut named_file = file;
+    let mut texts = Vec::new();
+    for (name, value) in variables {
+        let Some(name) = name.to_str().filter(|name| name.starts_with(PREFIX)) else {
+            continue;
+        };
+        let Some(value) = value.to_str() else {
+            faults.push(format!("{name}: the variable is not UTF-8"));
+            continue;
+        };
+        if name == FILE_VARIABLE {
+            named_file = named_file.or_else(|| Some(PathBuf::from(value)));
+        } else if !is_service_link(&name[PREFIX.len()..], value) {
+            let key = name[PREFIX.len()..].to_lowercase().replace("__", ".");
+            texts.push(Text { origin: name.to_owned(), key, value: value.to_owned() });
+        }
+    }
+    for text in set {
+        match text.split_once('=') {
+            Some((key, value)) => texts.push(Text {
+                origin: "--set".into(),
+                key: key.trim().to_owned(),
+                value: value.trim().to_owned(),
+            }),
+            None => faults.push(format!("--set {text}: write it as section.key=value")),
+        }
+    }
+
+    let mut figment = Figment::from(Toml::string(DEFAULTS));
+    if let Some(path) = named_file {
+        match parse_file(&path) {
+            Ok(()) => figment = figment.merge(Toml::file_exact(&path)),
+            Err(fault) => faults.push(fault),
+        }
+    }
+    for text in texts {
+        figment = figment.merge(text);
+    }
+    if faults.is_empty() { Ok(figment) } else { Err(Faults(faults)) }
+}
+
+/// Kubernetes puts `NAME_SERVICE_HOST`, `NAME_PORT=tcp://…`, `NAME_PORT_80_TCP_ADDR` and the like, for
+/// each service, into every container: a service called topic-bridge, or topic-bridge-admin, must not
+/// look like a configuration fault.
+fn is_service_link(rest: &str, value: &str) -> bool {
+    let ends = |end: &str| rest.strip_suffix(end).is_some_and(|s| s.is_empty() || s.ends_with('_'));
+    let names_protocol = ["_TCP", "_UDP", "_SCTP"].iter().any(|protocol| rest.contains(protocol));
+    ends("SERVICE_HOST")
+        || ends("SERVICE_PORT")
+        || rest.contains("SERVICE_PORT_")
+        || (ends("PORT") && value.contains("://"))
+        || (rest.contains("PORT_") && names_protocol)
+}
+
+/// The file parsed beforehand, for a fault's own text quotes the line, in which a secret may stand.
+fn parse_file(path: &Path) -> Result<(), String> {
+    let shown = path.display();
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return Err(format!("{shown}: there is no such configuration file"));
+        }
+        Err(error) => return Err(format!("{shown}: cannot be read: {error}")),
+    };
+    text.parse::<toml::Table>().map(|_| ()).map_err(|error| {
+        let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+        let line = before.matches('\n').count() + 1;
+        format!("{shown}: line {line} is not TOML: {}", error.message())
+    })
+}
+
+/// One value that arrives as text, from a variable or a flag. It stays text until the key's own
+/// reader takes it, so a token of digits keeps its zeros.
+struct Text {
+    origin: String,
+    key: String,
+    value: String,
+}
+
+impl Provider for Text {
+    fn metadata(&self) -> Metadata {
+        Metadata::named(self.origin.clone())
+    }
+
+    fn data(&self) -> Result<Map<Profile, Dict>, figment::Error> {
+        let nested = figment::util::nest(&self.key, Value::from(self.value.clone()));
+        let dict = nested.into_dict().unwrap_or_default();
+        Ok(Map::from([(Profile::Default, dict)]))
+    }
+}
