@@ -167,7 +167,10 @@ impl App {
         if let Some(error) = failed {
             // Who waits for an answer still gets it; the file stays as it is for the next start.
             self.ingress_phase.send_replace(Phase::Finishing);
-            sleep(Duration::from_millis(100)).await;
+            stop_relay.send_replace(true);
+            for task in [&public, &relay] {
+                let _ = timeout(GRACE, task.finished()).await;
+            }
             return Err(error);
         }
 
@@ -230,6 +233,13 @@ impl Task {
         match (&mut self.handle).await {
             Ok(result) => result.with_context(|| format!("the {} failed", self.name)),
             Err(error) => bail!("the {} panicked: {error}", self.name),
+        }
+    }
+
+    /// Completes when it has ended, also if that was long ago.
+    async fn finished(&self) {
+        while !self.handle.is_finished() {
+            sleep(Duration::from_millis(5)).await;
         }
     }
 
