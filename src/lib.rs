@@ -12,9 +12,9 @@
 //!     ▼  sink       confirms before an event counts as delivered
 //! ```
 //!
-//! In the order in which to read it: [`callback`], [`signature`] and [`event`] are pure; [`ingress`],
-//! [`outbox`], [`relay`] and [`sink`] are the way of a callback; [`admin`] and [`metrics`] show it;
-//! [`server`] and [`tls`] serve both listeners; [`config`] and [`app`] put it together; [`cli`] is
+//! In the order in which to read it: `callback`, `signature` and `event` are pure; `ingress`,
+//! `outbox`, `relay` and `sink` are the way of a callback; `admin` and `metrics` show it;
+//! `server` and `tls` serve both listeners; `config` and `app` put it together; `cli` is
 //! every subcommand but `serve`.
 
 mod admin;
