@@ -249,12 +249,13 @@ fn whole(kept: &Kept) -> String {
     if let Some(reason) = reason {
         let _ = writeln!(text, "reason    {}", plain(reason));
     }
-    let body = match serde_json::from_slice::<Value>(content)
-        .map(|json| serde_json::to_string_pretty(&json))
-    {
-        Ok(Ok(json)) => json,
-        _ => content.escape_ascii().to_string(),
+    let body = match (serde_json::from_slice::<Value>(content), std::str::from_utf8(content)) {
+        (Ok(json), _) => format!("{json:#}"),
+        (_, Ok(text)) => text.to_owned(),
+        (_, Err(_)) => content.escape_ascii().to_string(),
     };
-    let _ = writeln!(text, "{body}");
+    for line in body.lines() {
+        let _ = writeln!(text, "{}", plain(line));
+    }
     text
 }

@@ -198,6 +198,9 @@ impl Trouble {
             _ if failure.extended_code == rusqlite::ffi::SQLITE_IOERR_SHMSIZE => {
                 Trouble::Refused(Refusal::DiskFull)
             }
+            _ if failure.extended_code == rusqlite::ffi::SQLITE_IOERR_FSYNC => {
+                Trouble::Broken(format!("a sync failed: {error}"))
+            }
             _ => Trouble::Broken(error.to_string()),
         }
     }
