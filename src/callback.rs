@@ -141,8 +141,8 @@ struct RawBody<'a> {
 }
 
 /// Serde borrows a `Cow` only inside a type that says so.
-#[derive(Deserialize)]
-struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+#[derive(Deserialize, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Text<'a>(#[serde(borrow)] pub(crate) Cow<'a, str>);
 
 #[derive(Deserialize)]
 struct RawCustomField<'a> {

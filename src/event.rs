@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize, Serializer};
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use crate::callback::{Callback, CustomField};
+use crate::callback::{Callback, CustomField, Text};
 use crate::signature::Verified;
 
 /// Names the data's shape to consumers. A field that changes its meaning is a `v2`.
@@ -313,10 +313,6 @@ struct RawClient<'a> {
     #[serde(borrow)]
     platform: Option<Cow<'a, str>>,
 }
-
-/// Serde borrows a `Cow` only inside a type that says so.
-#[derive(Deserialize, PartialEq, Eq, PartialOrd, Ord)]
-struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
 #[cfg(test)]
 mod tests {

@@ -60,6 +60,31 @@ pub(crate) struct Limits {
     pub(crate) half_close: bool,
 }
 
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// What hyper asks of a service, said once.
+pub(crate) trait HttpService:
+    Service<Request<Incoming>, Response = Response<Self::Body>, Error: Into<BoxError>, Future: Send>
+    + Clone
+    + Send
+    + Sync
+    + 'static
+{
+    type Body: Body<Data: Send, Error: Into<BoxError>> + Send + 'static;
+}
+
+impl<S, B> HttpService for S
+where
+    S: Service<Request<Incoming>, Response = Response<B>, Error: Into<BoxError>, Future: Send>
+        + Clone
+        + Send
+        + Sync
+        + 'static,
+    B: Body<Data: Send, Error: Into<BoxError>> + Send + 'static,
+{
+    type Body = B;
+}
+
 pub(crate) struct Server {
     pub(crate) listener: TcpListener,
     pub(crate) limits: Limits,
@@ -72,15 +97,7 @@ pub(crate) struct Server {
 impl Server {
     /// Serves until the phase is [`Phase::Ended`], or all connections are gone after
     /// [`Phase::Closed`]. `on_turned_away` is called for each connection over the limit.
-    pub(crate) async fn run<S, B>(self, service: S, on_turned_away: impl Fn())
-    where
-        S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + Sync + 'static,
-        S::Future: Send,
-        S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-        B: Body + Send + 'static,
-        B::Data: Send,
-        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-    {
+    pub(crate) async fn run(self, service: impl HttpService, on_turned_away: impl Fn()) {
         let connections = Arc::new(Semaphore::new(self.limits.max_connections));
         let turning_away = Arc::new(Semaphore::new(MAX_TURNED_AWAY));
         let is_closed = Arc::new(AtomicBool::new(false));
@@ -171,15 +188,7 @@ struct Connection {
 }
 
 impl Connection {
-    async fn serve<S, B>(self, stream: TcpStream, service: S)
-    where
-        S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + Sync + 'static,
-        S::Future: Send,
-        S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-        B: Body + Send + 'static,
-        B::Data: Send,
-        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-    {
+    async fn serve(self, stream: TcpStream, service: impl HttpService) {
         let _ = stream.set_nodelay(true); // only costs latency where it fails
         let Some(tls) = self.tls.clone() else {
             return self.converse(stream, service, false).await;
@@ -195,14 +204,8 @@ impl Connection {
         }
     }
 
-    async fn converse<S, B, IO>(self, io: IO, service: S, is_http2: bool)
+    async fn converse<S: HttpService, IO>(self, io: IO, service: S, is_http2: bool)
     where
-        S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + Sync + 'static,
-        S::Future: Send,
-        S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-        B: Body + Send + 'static,
-        B::Data: Send,
-        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let activity = Arc::new(Activity::new(!is_http2));
