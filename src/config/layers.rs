@@ -31,7 +31,7 @@ pub(super) fn layer(
             continue;
         };
         if name == FILE_VARIABLE {
-            named_file = named_file.or_else(|| Some(PathBuf::from(value)));
+            named_file = named_file.or_else(|| (!value.is_empty()).then(|| PathBuf::from(value)));
         } else if !is_service_link(&name[PREFIX.len()..], value) {
             let key = name[PREFIX.len()..].to_lowercase().replace("__", ".");
             texts.push(Text { origin: name.to_owned(), key, value: value.to_owned() });
