@@ -168,6 +168,11 @@ fn what_comes_later_counts_more() {
     let mut command = program();
     command.env("TOPIC_BRIDGE_CONFIG", &other).arg("--config").arg(file);
     assert_eq!(effective(&mut command)["ingress"]["max_in_flight"], 1);
+
+    // Compose passes a variable that nobody has set as an empty one.
+    let mut command = program();
+    command.env("TOPIC_BRIDGE_CONFIG", "").env("TOPIC_BRIDGE_APPS", APPS);
+    assert_eq!(effective(&mut command)["ingress"]["max_in_flight"], 1024);
 }
 
 #[test]
