@@ -48,26 +48,15 @@ pub(super) fn checkpoint(connection: &Connection, mode: &str) -> rusqlite::Resul
 
 impl Writer {
     /// Checkpoints when it is time, and learns how large the file is.
-    pub(super) fn look_after_log(&mut self) -> Result<(), String> {
-        let look = || {
-            let (pages, copied) = checkpoint(&self.connection, "NOOP")?;
-            if pages >= RESTART_PAGES {
-                return checkpoint(&self.connection, "PASSIVE");
-            }
-            if pages - copied >= CHECKPOINT_PAGES {
-                let _ = self.checkpoint.try_send(()); // full: one is due already
-            }
-            Ok((pages, copied))
-        };
-        match look() {
-            Ok((pages, _)) => self.log_pages = pages,
-            Err(error) => {
-                if let Trouble::Broken(reason) = Trouble::of(&error) {
-                    return Err(reason);
-                }
-            }
+    pub(super) fn look_after_log(&mut self) -> rusqlite::Result<()> {
+        let (pages, copied) = checkpoint(&self.connection, "NOOP")?;
+        self.log_pages = pages;
+        if pages >= RESTART_PAGES {
+            self.log_pages = checkpoint(&self.connection, "PASSIVE")?.0;
+        } else if pages - copied >= CHECKPOINT_PAGES {
+            let _ = self.checkpoint.try_send(()); // full: one is due already
         }
-        self.measure().map_err(|error| error.to_string())
+        self.measure()
     }
 
     pub(super) fn measure(&mut self) -> rusqlite::Result<()> {
@@ -87,9 +76,11 @@ impl Writer {
 
     /// Once a second: what is due by the clock.
     pub(super) fn tick(&mut self) -> Result<(), String> {
-        let result = self.expire().and_then(|()| self.give_space_back());
-        self.look_after_log()?;
-        let result = result.and_then(|()| self.probe());
+        let result = self
+            .expire()
+            .and_then(|()| self.look_after_log())
+            .and_then(|()| self.give_space_back())
+            .and_then(|()| self.probe());
         match result.map_err(|error| Trouble::of(&error)) {
             Ok(()) => Ok(()),
             Err(Trouble::Refused(refusal)) => {

@@ -185,6 +185,14 @@ pub(super) enum Trouble {
 }
 
 impl Trouble {
+    /// Of what can as well be done at the next occasion: only what is broken for good is an error.
+    fn tolerate(result: rusqlite::Result<()>) -> Result<(), String> {
+        match result.map_err(|error| Trouble::of(&error)) {
+            Ok(()) | Err(Trouble::Refused(_)) => Ok(()),
+            Err(Trouble::Broken(reason)) => Err(reason),
+        }
+    }
+
     pub(super) fn of(error: &rusqlite::Error) -> Self {
         let Some(failure) = error.sqlite_error() else {
             return Trouble::Broken(error.to_string());
@@ -350,7 +358,7 @@ impl Writer {
             Ok(written) => {
                 self.believe(&written);
                 if let Some(settlement) = &batch.settlement {
-                    self.believe_settled(settlement).map_err(|error| error.to_string())?;
+                    Trouble::tolerate(self.believe_settled(settlement))?;
                 }
                 let appends =
                     batch.appends.into_iter().map(|(_, waiter)| waiter).zip(written.appends);
@@ -366,7 +374,7 @@ impl Writer {
                 }
                 self.unmeasured += written.bytes;
                 if self.unmeasured >= MEASURE_EVERY {
-                    self.look_after_log()?;
+                    Trouble::tolerate(self.look_after_log())?;
                 }
                 Ok(())
             }
@@ -500,6 +508,8 @@ impl Writer {
         match refused {
             Some(Refusal::QuarantineFull) => self.warn_of_full_quarantine(),
             Some(refusal) => self.refuse(refusal),
+            // That a small event found room says little of a full outbox: the probe decides.
+            None if *self.health.borrow() == Health::Refusing(Refusal::Full) => {}
             None if written.accepted > 0 => self.take(),
             None => {}
         }
