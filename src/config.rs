@@ -18,6 +18,7 @@ use figment::value::{Dict, Value};
 use crate::event::Naming;
 use crate::signature::App;
 use apps::apps;
+pub(crate) use apps::read_token;
 use keys::Keys;
 use value::{
     address, choice, count, duration, file, filled, flag, level, path, positive_duration, size,

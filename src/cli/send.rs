@@ -21,6 +21,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::config::read_token;
 use callback::{Bodies, Custom, Fields, Signer, Target};
 use connection::Dialer;
 use load::Load;
@@ -184,7 +185,9 @@ fn plan(args: Args) -> anyhow::Result<Load> {
     ensure!(!args.timeout.is_zero(), "--timeout is 0, nothing can be answered in that time");
     let token = match (&args.token, &args.token_file) {
         (Some(token), _) => Some(token.clone()),
-        (None, Some(path)) => Some(read_token(path)?),
+        (None, Some(path)) => {
+            Some(read_token(path).map_err(anyhow::Error::msg).context("--token-file")?)
+        }
         (None, None) => None,
     };
     if token.as_deref() == Some("") {
@@ -240,12 +243,6 @@ fn bodies(args: Args) -> anyhow::Result<Bodies> {
         event_time: args.event_time,
     };
     Ok(if numbered { Bodies::numbered(&fields) } else { Bodies::same(&fields) })
-}
-
-fn read_token(path: &Path) -> anyhow::Result<String> {
-    let text = std::fs::read_to_string(path)
-        .with_context(|| format!("cannot read the token file {}", path.display()))?;
-    Ok(text.trim_end_matches(['\r', '\n']).to_owned())
 }
 
 fn read_body(path: &Path) -> anyhow::Result<Vec<u8>> {

@@ -1,5 +1,7 @@
 //! `[[apps]]`: whose callbacks are taken, and how they prove themselves.
 
+use std::path::Path;
+
 use figment::value::Value;
 
 use super::Secret;
@@ -67,30 +69,31 @@ fn list(value: &Value) -> Result<Vec<Value>, String> {
 }
 
 fn app(entry: &Value, faults: &mut Vec<(String, String)>) -> App {
-    let read = |key: &str| entry.find_ref(key).cloned().map(|value| (key.to_owned(), value));
     let mut app = App { sdk_app_id: 0, tokens: Vec::new(), allow_unsigned: false };
     let mut fault = |key: &str, reason: String| faults.push((format!(".{key}"), reason));
 
-    match read("sdk_app_id").map(|(_, value)| whole(&value)) {
+    match entry.find_ref("sdk_app_id").map(whole) {
         Some(Ok(id)) if i64::try_from(id).is_ok() => app.sdk_app_id = id,
         Some(Ok(id)) => fault("sdk_app_id", format!("{id} is larger than any SDKAppID")),
         Some(Err(reason)) => fault("sdk_app_id", reason),
         None => fault("sdk_app_id", "is missing".into()),
     }
-    if let Some((_, value)) = read("allow_unsigned") {
-        flag(&value)
+    if let Some(value) = entry.find_ref("allow_unsigned") {
+        flag(value)
             .map(|flag| app.allow_unsigned = flag)
             .unwrap_or_else(|r| fault("allow_unsigned", r));
     }
     for (key, is_file) in [("tokens", false), ("token_files", true)] {
-        let Some((_, value)) = read(key) else { continue };
+        let Some(value) = entry.find_ref(key) else { continue };
         let Value::Array(_, items) = value else {
             fault(key, "is not a list".into());
             continue;
         };
-        for item in &items {
+        for item in items {
             match text(item)
-                .and_then(|text| if is_file { read_token(text) } else { Ok(text.to_owned()) })
+                .and_then(
+                    |text| if is_file { read_token(text.as_ref()) } else { Ok(text.to_owned()) },
+                )
                 .and_then(token)
             {
                 Ok(token) => app.tokens.push(token),
@@ -113,10 +116,10 @@ fn app(entry: &Value, faults: &mut Vec<(String, String)>) -> App {
 }
 
 /// A secret file's text, without the line break that editors leave at its end.
-fn read_token(path: &str) -> Result<String, String> {
+pub(crate) fn read_token(path: &Path) -> Result<String, String> {
     match std::fs::read_to_string(path) {
         Ok(text) => Ok(text.trim_end_matches(['\r', '\n']).to_owned()),
-        Err(error) => Err(format!("cannot read {path}: {error}")),
+        Err(error) => Err(format!("cannot read {}: {error}", path.display())),
     }
 }
 

@@ -138,13 +138,11 @@ fn unknown_keys(value: &Value, at: &str, known: &[String], unknown: &mut Vec<(St
 
 /// `unknown key`, with the nearest known one where there is a near one.
 pub(super) fn suggest<'k>(key: &str, known: impl Iterator<Item = &'k str>) -> String {
-    let last = |key: &'k str| key.rsplit('.').next().unwrap_or(key);
     let nearest = known
         .map(|known| {
             let whole = strsim::damerau_levenshtein(key, known);
             // A key in the wrong section, or with none, is as near as its own name is.
-            let name =
-                strsim::damerau_levenshtein(key.rsplit('.').next().unwrap_or(key), last(known));
+            let name = strsim::damerau_levenshtein(own_name(key), own_name(known));
             (whole.min(name + 1), known)
         })
         .min_by_key(|(distance, _)| *distance);
@@ -154,6 +152,11 @@ pub(super) fn suggest<'k>(key: &str, known: impl Iterator<Item = &'k str>) -> St
         }
         _ => "unknown key".into(),
     }
+}
+
+/// A key without its section.
+fn own_name(key: &str) -> &str {
+    key.rsplit('.').next().unwrap_or(key)
 }
 
 /// A value that came as text, shown in the type that the default has.
