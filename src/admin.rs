@@ -102,7 +102,8 @@ async fn readyz(State(admin): State<Arc<Admin>>) -> Response {
         .with("quarantined", admin.outbox.quarantined());
     let sink = match &*admin.sink.borrow() {
         SinkState::Up => Part::new("ready", None),
-        SinkState::Away(reason) => Part::new("degraded", Some(reason.clone())),
+        SinkState::Unknown => Part::new("degraded", Some("not asked yet".into())),
+        SinkState::Away(reason, _) => Part::new("degraded", Some(reason.clone())),
     };
     let sink = sink.with("name", admin.sink_name);
 

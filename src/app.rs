@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
 use crate::admin::Admin;
-use crate::config::{Config, SinkKind, Sync};
+use crate::config::{Config, Sync};
 use crate::ingress::Ingress;
 use crate::metrics::Metrics;
 use crate::outbox::{Health, Outbox, Workers};
@@ -49,9 +49,8 @@ pub struct App {
 impl App {
     /// Opens the outbox and binds both listeners. Nothing is served yet.
     pub async fn build(config: Config) -> anyhow::Result<Self> {
-        let sink_name = match config.sink {
-            SinkKind::Embedded => "embedded",
-        };
+        let sink_name = config.sink.name();
+        let sink = Sink::new(&config)?;
         warn_of_weak_points(&config);
         let tls = config.ingress.tls.clone().map(tls::watch).transpose().context("ingress.tls")?;
         let ingress_listener =
@@ -65,7 +64,7 @@ impl App {
             config.relay.clone(),
             outbox.clone(),
             outbox.reader()?,
-            Sink::new(config.sink),
+            sink,
             metrics.clone(),
         );
         let ingress_phase = watch::Sender::new(Phase::Serving);

@@ -3,6 +3,7 @@
 //! with the place that it came from; a secret is never shown.
 
 mod apps;
+mod brokers;
 mod keys;
 mod layers;
 mod value;
@@ -15,10 +16,11 @@ use std::time::Duration;
 use figment::Figment;
 use figment::value::{Dict, Value};
 
-use crate::event::Naming;
+use crate::event::{Encoding, Naming};
 use crate::signature::App;
 use apps::apps;
 pub(crate) use apps::read_token;
+pub(crate) use brokers::{ClientTls, Credential, Declare, Kafka, KafkaKey, Nats, Rabbitmq};
 use keys::Keys;
 use value::{
     address, choice, count, duration, file, filled, flag, level, path, positive_duration, size,
@@ -26,6 +28,7 @@ use value::{
 };
 
 const DEFAULTS: &str = include_str!("../config/default.toml");
+
 /// Text that is printed as `***` wherever somebody prints it.
 #[derive(Clone)]
 pub struct Secret(String);
@@ -55,6 +58,10 @@ pub struct Config {
     pub(crate) outbox: Outbox,
     pub(crate) relay: Relay,
     pub(crate) naming: Naming,
+    pub(crate) encoding: Encoding,
+    pub(crate) kafka: Kafka,
+    pub(crate) rabbitmq: Rabbitmq,
+    pub(crate) nats: Nats,
     pub(crate) admin: Admin,
     pub(crate) log: Log,
     worker_threads: usize,
@@ -64,6 +71,40 @@ pub struct Config {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum SinkKind {
     Embedded,
+    Kafka,
+    Rabbitmq,
+    Nats,
+}
+
+const SINKS: [(&str, SinkKind); 4] = [
+    ("embedded", SinkKind::Embedded),
+    ("kafka", SinkKind::Kafka),
+    ("rabbitmq", SinkKind::Rabbitmq),
+    ("nats", SinkKind::Nats),
+];
+
+impl SinkKind {
+    pub(crate) fn name(self) -> &'static str {
+        SINKS.iter().find(|(_, kind)| *kind == self).expect("SINKS names each").0
+    }
+
+    fn is_in_this_build(self) -> bool {
+        match self {
+            SinkKind::Embedded => true,
+            SinkKind::Kafka => cfg!(feature = "kafka"),
+            SinkKind::Rabbitmq => cfg!(feature = "rabbitmq"),
+            SinkKind::Nats => cfg!(feature = "nats"),
+        }
+    }
+}
+
+fn sink(value: &Value) -> Result<SinkKind, String> {
+    let kind = choice(value, &SINKS)?;
+    if kind.is_in_this_build() {
+        return Ok(kind);
+    }
+    let name = kind.name();
+    Err(format!("{name:?} is not in this build: build with --features {name}, or take the full one"))
 }
 
 #[derive(Debug, Clone)]
@@ -113,6 +154,7 @@ pub(crate) struct Relay {
     pub(crate) batch: usize,
     pub(crate) retry_min: Duration,
     pub(crate) retry_max: Duration,
+    pub(crate) confirm_timeout: Duration,
     pub(crate) drain_timeout: Duration,
 }
 
@@ -195,14 +237,14 @@ impl Config {
             batch: keys.read("relay.batch", count),
             retry_min: keys.read("relay.retry_min", positive_duration),
             retry_max: keys.read("relay.retry_max", positive_duration),
+            confirm_timeout: keys.read("relay.confirm_timeout", positive_duration),
             drain_timeout: keys.read("relay.drain_timeout", duration),
         };
         if relay.retry_min > relay.retry_max {
             keys.faults.push("relay.retry_min: is longer than relay.retry_max".into());
         }
-        keys.read("event.encoding", |value| choice(value, &[("structured", ())]));
         let config = Config {
-            sink: keys.read("sink", |value| choice(value, &[("embedded", SinkKind::Embedded)])),
+            sink: keys.read("sink", sink),
             apps,
             ingress,
             outbox,
@@ -211,6 +253,14 @@ impl Config {
                 event_type: keys.read("event.type", filled),
                 source: keys.read("event.source", source),
             },
+            encoding: keys.read("event.encoding", |value| {
+                let choices =
+                    [("structured", Encoding::Structured), ("binary", Encoding::Binary)];
+                choice(value, &choices)
+            }),
+            kafka: brokers::kafka(&mut keys),
+            rabbitmq: brokers::rabbitmq(&mut keys),
+            nats: brokers::nats(&mut keys),
             admin: Admin {
                 listen: keys.read("admin.listen", address),
                 max_connections: keys.read("admin.max_connections", count),

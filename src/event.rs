@@ -18,6 +18,9 @@ use crate::signature::Verified;
 /// Names the data's shape to consumers. A field that changes its meaning is a `v2`.
 const DATA_SCHEMA: &str = "urn:topic-bridge:schema:topic-created:v1";
 
+const SPEC_VERSION: &str = "1.0";
+pub(crate) const DATA_CONTENT_TYPE: &str = "application/json";
+
 /// The UUIDv5 of the URL namespace and `urn:topic-bridge:topic-created`: the namespace of event ids.
 const EVENT_IDS: Uuid = Uuid::from_u128(0x22f64f84_0446_59ea_94db_3f472410cb17);
 
@@ -104,13 +107,13 @@ impl<'a> TopicCreated<'a> {
     /// The CloudEvent as one line of JSON (structured mode), without a line break at its end.
     pub(crate) fn encode(&self) -> String {
         let event = CloudEvent {
-            specversion: "1.0",
+            specversion: SPEC_VERSION,
             id: self.id,
             event_type: &self.event_type,
             source: &self.source,
             subject: &self.topic_id,
             time: Time(self.time),
-            datacontenttype: "application/json",
+            datacontenttype: DATA_CONTENT_TYPE,
             dataschema: DATA_SCHEMA,
             partitionkey: &self.group_id,
             data: Data {
@@ -167,6 +170,136 @@ impl<'a> TopicCreated<'a> {
             custom_fields: data.custom_fields.map(|f| f.into_iter().map(lift).collect()),
             extra,
         })
+    }
+}
+
+/// What a broker needs to know of an encoded event: its attributes, its data as it stands there, and
+/// the fields that it may be routed by.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Envelope<'a> {
+    pub(crate) id: Cow<'a, str>,
+    pub(crate) event_type: Cow<'a, str>,
+    pub(crate) source: Cow<'a, str>,
+    /// When it happened, in RFC 3339.
+    pub(crate) time: Cow<'a, str>,
+    pub(crate) topic_id: Cow<'a, str>,
+    pub(crate) group_id: Cow<'a, str>,
+    pub(crate) sdk_app_id: u64,
+    pub(crate) platform: Option<Cow<'a, str>>,
+    data: &'a str,
+    whole: &'a str,
+}
+
+/// How an event becomes a message: `event.encoding`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Encoding {
+    /// The whole CloudEvent as JSON is the message.
+    Structured,
+    /// Its data is the message, its attributes are headers.
+    Binary,
+}
+
+/// The W3C trace context in a request's `traceparent` header, if it is one.
+pub(crate) fn traceparent(header: &str) -> Option<&str> {
+    let is_hex = |text: &str| text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+    let is_zero = |text: &str| text.bytes().all(|byte| byte == b'0');
+    let parts: Vec<_> = header.trim().split('-').collect();
+    let [version, trace, span, flags, ..] = parts[..] else { return None };
+    let is_version_known = version != "00" || parts.len() == 4;
+    let lengths = [version.len(), trace.len(), span.len(), flags.len()];
+    let is_valid = lengths == [2, 32, 16, 2]
+        && [version, trace, span, flags].into_iter().all(is_hex)
+        && !is_zero(trace)
+        && !is_zero(span)
+        && version != "ff"
+        && is_version_known;
+    is_valid.then(|| &header.trim()[..55])
+}
+
+impl<'a> Envelope<'a> {
+    /// Reads what [`TopicCreated::encode`] wrote.
+    pub(crate) fn open(json: &'a str) -> Result<Self, serde_json::Error> {
+        #[derive(Deserialize)]
+        struct Outside<'a> {
+            #[serde(borrow)]
+            id: Text<'a>,
+            #[serde(borrow, rename = "type")]
+            event_type: Text<'a>,
+            #[serde(borrow)]
+            source: Text<'a>,
+            #[serde(borrow)]
+            time: Text<'a>,
+            #[serde(borrow)]
+            subject: Text<'a>,
+            #[serde(borrow)]
+            partitionkey: Text<'a>,
+            #[serde(borrow)]
+            data: &'a RawValue,
+        }
+        #[derive(Deserialize)]
+        struct Inside<'a> {
+            sdk_app_id: u64,
+            #[serde(borrow)]
+            client: Option<Platform<'a>>,
+        }
+        #[derive(Deserialize)]
+        struct Platform<'a> {
+            #[serde(borrow)]
+            platform: Option<Text<'a>>,
+        }
+        let outside: Outside = serde_json::from_str(json)?;
+        let data = outside.data.get();
+        let inside: Inside = serde_json::from_str(data)?;
+        Ok(Envelope {
+            id: outside.id.0,
+            event_type: outside.event_type.0,
+            source: outside.source.0,
+            time: outside.time.0,
+            topic_id: outside.subject.0,
+            group_id: outside.partitionkey.0,
+            sdk_app_id: inside.sdk_app_id,
+            platform: inside.client.and_then(|client| client.platform).map(|Text(text)| text),
+            data,
+            whole: json,
+        })
+    }
+
+    /// The message itself.
+    pub(crate) fn body(&self, encoding: Encoding) -> &'a str {
+        match encoding {
+            Encoding::Structured => self.whole,
+            Encoding::Binary => self.data,
+        }
+    }
+
+    pub(crate) fn content_type(encoding: Encoding) -> &'static str {
+        match encoding {
+            Encoding::Structured => "application/cloudevents+json; charset=UTF-8",
+            Encoding::Binary => DATA_CONTENT_TYPE,
+        }
+    }
+
+    /// The trace context of the bridge's own, where the callback brought none: the trace is named after
+    /// the event, so it is the same on every attempt, and the consumer may sample it.
+    pub(crate) fn own_traceparent(&self) -> String {
+        let trace = self.id.replace('-', "");
+        let span = trace.get(16..).unwrap_or_default();
+        format!("00-{trace}-{span}-01")
+    }
+
+    /// The attributes that are headers in binary mode, by name, but for `datacontenttype`, which has
+    /// a place of its own in most protocols. Each protocol has its own prefix for the names.
+    pub(crate) fn attributes(&self) -> [(&'static str, &str); 8] {
+        [
+            ("specversion", SPEC_VERSION),
+            ("id", &self.id),
+            ("type", &self.event_type),
+            ("source", &self.source),
+            ("subject", &self.topic_id),
+            ("time", &self.time),
+            ("dataschema", DATA_SCHEMA),
+            ("partitionkey", &self.group_id),
+        ]
     }
 }
 
@@ -368,6 +501,22 @@ mod tests {
         }
 
         #[test]
+        fn an_envelope_shows_what_the_event_says(event in event()) {
+            let json = event.encode();
+            let envelope = Envelope::open(&json).unwrap();
+            let found: serde_json::Value = serde_json::from_str(&json).unwrap();
+            for (name, value) in envelope.attributes() {
+                prop_assert_eq!(found[name].as_str(), Some(value), "{}", name);
+            }
+            let data: serde_json::Value =
+                serde_json::from_str(envelope.body(Encoding::Binary)).unwrap();
+            prop_assert_eq!(&data, &found["data"]);
+            prop_assert_eq!(envelope.body(Encoding::Structured), &json);
+            prop_assert_eq!(envelope.sdk_app_id, event.sdk_app_id);
+            prop_assert_eq!(envelope.platform, event.client_platform);
+        }
+
+        #[test]
         fn ids_differ_where_app_topic_or_time_differ(
             one in (0_u64..20, "[0-9/]{1,4}", option::of(0_u64..20)),
             other in (0_u64..20, "[0-9/]{1,4}", option::of(0_u64..20)),
@@ -375,6 +524,27 @@ mod tests {
             let ids = [&one, &other].map(|(app, topic, time)| id(*app, topic, *time));
             prop_assert_eq!(one == other, ids[0] == ids[1]);
         }
+    }
+
+    #[test]
+    fn only_a_valid_trace_context_goes_along() {
+        let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let (zero_trace, zero_span) = ("0".repeat(32), "0".repeat(16));
+        for (header, expected) in [
+            (good.to_owned(), Some(good)),
+            (format!(" {good} "), Some(good)),
+            (format!("{good}-more"), None),
+            (good.to_uppercase(), None),
+            (good.replace("00-", "ff-"), None),
+            (good.replace("4bf92f3577b34da6a3ce929d0e0e4736", &zero_trace), None),
+            (good.replace("00f067aa0ba902b7", &zero_span), None),
+            ("00-é".into(), None),
+            (String::new(), None),
+        ] {
+            assert_eq!(traceparent(&header), expected, "{header}");
+        }
+        let newer = format!("cc{}-what-comes", &good[2..]);
+        assert_eq!(traceparent(&newer), Some(&newer[..55]), "a newer version may have more");
     }
 
     #[test]

@@ -155,15 +155,22 @@ impl Ingress {
         match parsed {
             Ok(callback) => {
                 let event = TopicCreated::new(&verified, callback, &self.naming, now);
-                self.accept(&event, answer_by).await
+                let traceparent = head.headers.get("traceparent").and_then(|h| h.to_str().ok());
+                let traceparent = traceparent.and_then(event::traceparent).map(str::to_owned);
+                self.accept(&event, traceparent, answer_by).await
             }
             Err(malformed) => self.quarantine(&verified, &body, malformed, now, answer_by).await,
         }
     }
 
-    async fn accept(&self, event: &TopicCreated<'_>, answer_by: Instant) -> Answer {
+    async fn accept(
+        &self,
+        event: &TopicCreated<'_>,
+        traceparent: Option<String>,
+        answer_by: Instant,
+    ) -> Answer {
         let TopicCreated { id, accepted_at, .. } = *event;
-        let queued = self.outbox.append(Record { id, accepted_at, event: event.encode() });
+        let queued = self.outbox.append(Record { id, accepted_at, event: event.encode(), traceparent });
         match outcome(queued, answer_by).await {
             // The outbox counts them: it also knows of those whose client has gone.
             Ok(receipt) => {

@@ -12,7 +12,7 @@
 //!     ▼  sink       confirms before an event counts as delivered
 //! ```
 //!
-//! In the order in which to read it: `callback`, `signature` and `event` are pure; `ingress`,
+//! In the order in which to read it: `callback`, `signature`, `event` and `routing` are pure; `ingress`,
 //! `outbox`, `relay` and `sink` are the way of a callback; `admin` and `metrics` show it;
 //! `server` and `tls` serve both listeners; `config` and `app` put it together; `cli` is
 //! every subcommand but `serve`.
@@ -28,6 +28,7 @@ pub mod log;
 mod metrics;
 mod outbox;
 mod relay;
+mod routing;
 mod server;
 mod signature;
 mod sink;

@@ -7,6 +7,7 @@ use prometheus::{
 };
 
 use crate::callback::KNOWN_COMMANDS;
+use crate::sink::Kind;
 
 /// How a callback ended.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -139,6 +140,9 @@ impl Metrics {
             process: Registry::new(),
             registry,
         };
+        for kind in Kind::ALL {
+            metrics.publish_errors.with_label_values(&[kind.name()]);
+        }
         for command in KNOWN_COMMANDS {
             metrics.ignored.with_label_values(&[command]); // a series exists before its first event
         }

@@ -19,16 +19,22 @@ use crate::config;
 use crate::event;
 use crate::metrics::Metrics;
 use crate::outbox::{Again, Deferred, Outbox, Reader, Refused, Settlement, Stored};
-use crate::sink::{Reason, Sink, Verdict};
+use crate::sink::{Kind, Reason, Sink, Verdict};
 
 /// How long to wait for what ought to come at once, or to look again for what may have come.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// With nothing to deliver, how often the sink is asked whether it would take something: an operator
+/// wants to know before the next event does.
+const ASK_EVERY: Duration = Duration::from_secs(5);
+
 /// Whether the sink takes events, and why not.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum SinkState {
+    /// Not asked yet.
+    Unknown,
     Up,
-    Away(String),
+    Away(String, Kind),
 }
 
 pub(crate) struct Relay {
@@ -44,6 +50,8 @@ pub(crate) struct Relay {
     ahead: HashSet<u64>,
     /// Attempts in a row at which the sink was away.
     failures: u32,
+    /// When the sink last said how it is.
+    heard_at: Option<Instant>,
 }
 
 /// What a round did.
@@ -61,11 +69,13 @@ impl Relay {
         sink: Sink,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let state = watch::Sender::new(SinkState::Up);
+        let needs_nobody = matches!(sink, Sink::Embedded);
+        let state = if needs_nobody { SinkState::Up } else { SinkState::Unknown };
+        metrics.sink_up.set(i64::from(needs_nobody));
+        let state = watch::Sender::new(state);
         let cursor = outbox.settled_through();
-        metrics.sink_up.set(1);
-        let (ahead, failures) = (HashSet::new(), 0);
-        Relay { config, outbox, reader, sink, metrics, state, cursor, ahead, failures }
+        let (ahead, failures, heard_at) = (HashSet::new(), 0, None);
+        Relay { config, outbox, reader, sink, metrics, state, cursor, ahead, failures, heard_at }
     }
 
     pub(crate) fn state(&self) -> watch::Receiver<SinkState> {
@@ -74,13 +84,33 @@ impl Relay {
 
     /// Delivers until `stop` says so, and then on until nothing is left or `relay.drain_timeout` has
     /// passed. An error means that the outbox cannot be read or has failed. Blocks where it reads.
-    pub(crate) async fn run(mut self, mut stop: watch::Receiver<bool>) -> anyhow::Result<()> {
+    pub(crate) async fn run(mut self, stop: watch::Receiver<bool>) -> anyhow::Result<()> {
+        let mut stopping = stop.clone();
+        let drain_timeout = self.config.drain_timeout;
+        let out_of_time = async {
+            let _ = stopping.wait_for(|is_stopping| *is_stopping).await;
+            sleep(drain_timeout).await;
+        };
+        tokio::select! {
+            // What is ready is done first: with no time to drain, a round that has ended still counts.
+            biased;
+            result = self.work(stop) => result?,
+            () = out_of_time => {}
+        }
+        self.sink.close().await;
+        let left = self.outbox.pending();
+        if left > 0 {
+            tracing::warn!(
+                left,
+                "stopped before every event was delivered: the next start goes on"
+            );
+        }
+        Ok(())
+    }
+
+    async fn work(&mut self, mut stop: watch::Receiver<bool>) -> anyhow::Result<()> {
         let mut last = self.outbox.last();
-        loop {
-            let is_stopping = *stop.borrow_and_update();
-            if is_stopping {
-                break;
-            }
+        while !*stop.borrow_and_update() {
             last.mark_unchanged();
             let pause = match self.round().await? {
                 Round::Worked => continue,
@@ -94,21 +124,11 @@ impl Relay {
                 _ = stop.changed() => {}
             }
         }
-        if let Ok(result) = timeout(self.config.drain_timeout, self.drain()).await {
-            result?;
-        }
-        let left = self.outbox.pending();
-        if left > 0 {
-            tracing::warn!(
-                left,
-                "stopped before every event was delivered: the next start goes on"
-            );
-        }
-        Ok(())
+        self.drain().await
     }
 
     async fn drain(&mut self) -> anyhow::Result<()> {
-        loop {
+        while *self.outbox.last().borrow() > self.cursor || self.outbox.deferred() > 0 {
             match self.round().await? {
                 Round::Worked => {}
                 Round::Away => sleep(self.backoff(self.failures)).await,
@@ -129,15 +149,28 @@ impl Relay {
             }
         }
         if *self.outbox.last().borrow() <= self.cursor {
-            return Ok(Round::Idle);
+            return Ok(self.ask().await);
         }
         let events = self.reader.run_here(|reading| reading.after(self.cursor, limit));
         let mut events = events.context("cannot read the outbox")?;
         let Some(through) = events.last().map(|event| event.position) else {
-            return Ok(Round::Idle);
+            return Ok(self.ask().await);
         };
         events.retain(|event| !self.ahead.contains(&event.position));
         self.forward(events, through).await
+    }
+
+    /// With nothing to deliver, asks the sink now and then how it is.
+    async fn ask(&mut self) -> Round {
+        let is_due = self.failures > 0 || self.heard_at.is_none_or(|at| at.elapsed() >= ASK_EVERY);
+        if !is_due {
+            return Round::Idle;
+        }
+        let away = self.sink.ready().await.err();
+        match self.judge_sink(away) {
+            Round::Worked => Round::Idle,
+            other => other,
+        }
     }
 
     /// Hands over the next events in line, the last of which has the position `through`.
@@ -192,7 +225,10 @@ impl Relay {
 
     async fn deliver(&mut self, events: &[Stored]) -> Vec<Verdict> {
         let started = Instant::now();
-        let verdicts = self.sink.deliver(events).await;
+        let verdicts = match events {
+            [] => Vec::new(),
+            events => self.sink.deliver(events).await,
+        };
         debug_assert_eq!(verdicts.len(), events.len(), "a verdict for each event");
         self.metrics.publish_seconds.observe(started.elapsed().as_secs_f64());
         let now = now();
@@ -204,7 +240,7 @@ impl Relay {
                     self.metrics.published.inc();
                 }
                 Verdict::Later(reason) | Verdict::Refused(reason) | Verdict::Away(reason) => {
-                    self.metrics.publish_errors.with_label_values(&[reason.kind]).inc();
+                    self.metrics.publish_errors.with_label_values(&[reason.kind.name()]).inc();
                 }
             }
         }
@@ -230,19 +266,26 @@ impl Relay {
     }
 
     fn judge_sink(&mut self, away: Option<Reason>) -> Round {
+        self.heard_at = Some(Instant::now());
         let Some(reason) = away else {
             if self.failures > 0 {
                 let backlog = self.outbox.pending();
                 tracing::info!(attempts = self.failures, backlog, "the sink takes events again");
                 self.failures = 0;
+            }
+            if *self.state.borrow() != SinkState::Up {
                 self.metrics.sink_up.set(1);
                 self.state.send_replace(SinkState::Up);
             }
             return Round::Worked;
         };
-        if self.failures == 0 {
+        let is_news = match &*self.state.borrow() {
+            SinkState::Away(_, kind) => *kind != reason.kind,
+            _ => true,
+        };
+        if is_news {
             tracing::warn!(
-                kind = reason.kind,
+                kind = reason.kind.name(),
                 reason = reason.text,
                 "the sink takes no events: callbacks are still taken and kept, delivery goes on by \
                  itself when the sink is back"
@@ -250,7 +293,7 @@ impl Relay {
         }
         self.failures = self.failures.saturating_add(1);
         self.metrics.sink_up.set(0);
-        self.state.send_replace(SinkState::Away(reason.text));
+        self.state.send_replace(SinkState::Away(reason.text, reason.kind));
         Round::Away
     }
 
@@ -319,7 +362,7 @@ mod tests {
             let (outbox, workers) = Outbox::open(&config, 1000, metrics.clone()).unwrap();
             for number in 0..events {
                 let id = Uuid::from_u128(number.into());
-                let record = Record { id, accepted_at: now(), event: "{}".into() };
+                let record = Record { id, accepted_at: now(), event: "{}".into(), traceparent: None };
                 outbox.append(record).unwrap().await.unwrap().unwrap();
             }
             let stop = watch::Sender::new(false);
@@ -358,7 +401,7 @@ mod tests {
     }
 
     fn reason() -> Reason {
-        Reason { kind: "test", text: "because".into() }
+        Reason::new(Kind::Other, "because")
     }
 
     fn delivered(journal: &Journal) -> Vec<u64> {
@@ -395,7 +438,7 @@ mod tests {
         let mut others = delivered;
         others.retain(|position| *position != 3);
         assert_eq!(others, (1..=20).filter(|position| *position != 3).collect::<Vec<_>>());
-        assert_eq!(bench.metrics.publish_errors.with_label_values(&["test"]).get(), 3);
+        assert_eq!(bench.metrics.publish_errors.with_label_values(&["other"]).get(), 3);
         bench.end().await;
     }
 
@@ -445,7 +488,7 @@ mod tests {
         let relay = bench.relay(sink);
         let mut state = relay.state();
         let running = tokio::spawn(relay.run(bench.stop.subscribe()));
-        state.wait_for(|state| matches!(state, SinkState::Away(_))).await.unwrap();
+        state.wait_for(|state| matches!(state, SinkState::Away(..))).await.unwrap();
         bench.stop.send_replace(true);
         running.await.unwrap().unwrap();
         assert_eq!(bench.outbox.pending(), 20);

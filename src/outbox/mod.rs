@@ -52,6 +52,7 @@ pub(crate) struct Record {
     pub(crate) accepted_at: u64,
     /// The encoded CloudEvent.
     pub(crate) event: String,
+    pub(crate) traceparent: Option<String>,
 }
 
 /// An authentic callback that could not be understood, with what is needed to try it again.

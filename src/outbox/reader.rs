@@ -21,6 +21,8 @@ pub(crate) struct Stored {
     pub(crate) accepted_at: u64,
     /// The CloudEvent as one line of JSON.
     pub(crate) event: String,
+    /// The W3C trace context that the callback brought.
+    pub(crate) traceparent: Option<String>,
 }
 
 /// An event that is to be tried once more.
@@ -107,7 +109,7 @@ pub(crate) struct Reading<'c> {
 impl Reading<'_> {
     /// At most `limit` events after a position, in order.
     pub(crate) fn after(&self, position: u64, limit: usize) -> rusqlite::Result<Vec<Stored>> {
-        let sql = "SELECT position, accepted_at, event FROM events WHERE position > ?1
+        let sql = "SELECT position, accepted_at, event, traceparent FROM events WHERE position > ?1
             ORDER BY position LIMIT ?2";
         let mut statement = self.connection.prepare_cached(sql)?;
         let mut rows = statement.query(params![position, limit])?;
@@ -125,11 +127,11 @@ impl Reading<'_> {
 
     /// At most `limit` events whose time to be tried again has come, in order.
     pub(crate) fn due(&self, now: u64, limit: usize) -> rusqlite::Result<Vec<Deferred>> {
-        let sql = "SELECT position, accepted_at, event, attempts FROM deferred JOIN events USING (position)
+        let sql = "SELECT position, accepted_at, event, traceparent, attempts FROM deferred JOIN events USING (position)
             WHERE not_before <= ?1 ORDER BY position LIMIT ?2";
         let mut statement = self.connection.prepare_cached(sql)?;
         let rows = statement.query_map(params![now, limit], |row| {
-            Ok(Deferred { stored: stored(row)?, attempts: row.get(3)? })
+            Ok(Deferred { stored: stored(row)?, attempts: row.get(4)? })
         })?;
         rows.collect()
     }
@@ -277,5 +279,10 @@ fn kept(row: &Row) -> rusqlite::Result<Kept> {
 }
 
 fn stored(row: &Row) -> rusqlite::Result<Stored> {
-    Ok(Stored { position: row.get(0)?, accepted_at: row.get(1)?, event: row.get(2)? })
+    Ok(Stored {
+        position: row.get(0)?,
+        accepted_at: row.get(1)?,
+        event: row.get(2)?,
+        traceparent: row.get(3)?,
+    })
 }

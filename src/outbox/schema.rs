@@ -9,8 +9,8 @@ use rusqlite::{Connection, OpenFlags};
 
 use super::OpenError;
 
-/// `user_version` of the file. A change of [`TABLES`] raises it and adds a step to [`migrate`].
-const VERSION: i64 = 1;
+/// `user_version` of the file. A change raises it and adds a step to [`STEPS`].
+const VERSION: i64 = 2;
 
 /// `application_id` of the file, "TBrg": another program's database is never written to.
 const APPLICATION: i64 = 0x5442_7267;
@@ -18,6 +18,8 @@ const APPLICATION: i64 = 0x5442_7267;
 /// `events` is the queue and the history in one: `relay.settled_through` divides it. `ids` stands
 /// apart so that a start reads thirty bytes an event, and not all of it, to know what it has seen.
 /// Times are in milliseconds since the epoch.
+const STEPS: [&str; VERSION as usize] = [TABLES, TRACES];
+
 const TABLES: &str = "
     CREATE TABLE events (
         position    INTEGER PRIMARY KEY,
@@ -59,6 +61,11 @@ const TABLES: &str = "
     INSERT INTO probe VALUES (x'');
 ";
 
+const TRACES: &str = "
+    ALTER TABLE events ADD COLUMN traceparent TEXT;        -- as the callback brought it
+    ALTER TABLE dead_letters ADD COLUMN traceparent TEXT;
+";
+
 /// The connection that writes. Creates the file, or brings an older one up to date.
 pub(super) fn open_for_writing(path: &Path) -> Result<Connection, OpenError> {
     let unusable = |error: rusqlite::Error| OpenError::unusable(path, explain(&error));
@@ -87,14 +94,19 @@ fn migrate(connection: &Connection, path: &Path) -> Result<(), OpenError> {
     if found > VERSION {
         return Err(OpenError::TooNew { path: path.to_owned(), found, known: VERSION });
     }
-    if found == VERSION {
-        return Ok(());
+    for version in found + 1..=VERSION {
+        let step = STEPS[version as usize - 1];
+        let step = format!(
+            "BEGIN IMMEDIATE; {step} PRAGMA application_id = {APPLICATION}; PRAGMA user_version = {version}; COMMIT;"
+        );
+        connection.execute_batch(&step).map_err(unusable)?;
     }
-    let step = format!(
-        "BEGIN IMMEDIATE; {TABLES} PRAGMA application_id = {APPLICATION}; PRAGMA user_version = 1; COMMIT;"
-    );
-    connection.execute_batch(&step).map_err(unusable)?;
-    tracing::info!(path = %path.display(), schema_version = VERSION, "created the outbox");
+    let path = path.display();
+    match found {
+        VERSION => {}
+        0 => tracing::info!(%path, schema_version = VERSION, "created the outbox"),
+        _ => tracing::info!(%path, from = found, to = VERSION, "brought the outbox up to date"),
+    }
     Ok(())
 }
 

@@ -25,8 +25,8 @@ pub(super) fn settle(transaction: &Transaction, settlement: &Settlement) -> rusq
     }
     for refused in &settlement.refused {
         let sql =
-            "INSERT OR REPLACE INTO dead_letters (position, accepted_at, event, refused_at, reason)
-            SELECT position, accepted_at, event, ?2, ?3 FROM events WHERE position = ?1";
+            "INSERT OR REPLACE INTO dead_letters (position, accepted_at, event, refused_at, reason, traceparent)
+            SELECT position, accepted_at, event, ?2, ?3, traceparent FROM events WHERE position = ?1";
         let row = params![refused.position, refused.at, refused.reason];
         transaction.prepare_cached(sql)?.execute(row)?;
     }

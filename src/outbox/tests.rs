@@ -46,7 +46,7 @@ fn record(topic_id: &str, accepted_at: u64) -> Record {
     let callback = Callback::parse(body.as_bytes()).unwrap();
     let naming = Naming { event_type: "t".into(), source: "/s".into() };
     let event = TopicCreated::new(&verified, callback, &naming, accepted_at);
-    Record { id: event.id, accepted_at, event: event.encode() }
+    Record { id: event.id, accepted_at, event: event.encode(), traceparent: None }
 }
 
 async fn append(outbox: &Outbox, topic_id: &str, accepted_at: u64) -> Outcome {

@@ -425,13 +425,14 @@ impl Writer {
         };
         {
             let mut insert_event = transaction.prepare_cached(
-                "INSERT INTO events (position, accepted_at, event) VALUES (?1, ?2, ?3)",
+                "INSERT INTO events (position, accepted_at, event, traceparent)
+                    VALUES (?1, ?2, ?3, ?4)",
             )?;
             let mut insert_id = transaction.prepare_cached(
                 "INSERT INTO ids (position, first_id, accepted_at) VALUES (?1, ?2, ?3)",
             )?;
             for (record, _) in &batch.appends {
-                let Record { id, accepted_at, event } = record;
+                let Record { id, accepted_at, event, traceparent } = record;
                 let anew = match self.dedupe.seen(*id, *accepted_at) {
                     Seen::InsideWindow => {
                         written.appends.push(Ok(Receipt::Duplicate));
@@ -451,7 +452,8 @@ impl Writer {
                 insert_event.execute(params![
                     position,
                     accepted_at,
-                    anew.as_ref().unwrap_or(event)
+                    anew.as_ref().unwrap_or(event),
+                    traceparent
                 ])?;
                 insert_id.execute(params![position, id.as_bytes(), accepted_at])?;
                 self.dedupe.stage(*id, *accepted_at);

@@ -1,0 +1,169 @@
+//! Where an event goes: templates of subjects and routing keys. Pure.
+//!
+//! A template is fixed text, first, and places for an event's fields, as in
+//! `topic.created.{sdk_app_id}`. Ids hold `.`, `*`, `>` or blanks as they like, and brokers read those
+//! as structure, so a field's value is escaped: see [`escape`].
+
+use std::fmt::Write as _;
+
+use crate::event::Envelope;
+
+/// A subject or routing key with places for fields.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Template {
+    /// Fixed text, each followed by a field.
+    parts: Vec<(String, Field)>,
+    /// The fixed text after the last field.
+    end: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Field {
+    SdkAppId,
+    GroupId,
+    TopicId,
+    Platform,
+}
+
+const FIELDS: [(&str, Field); 4] = [
+    ("sdk_app_id", Field::SdkAppId),
+    ("group_id", Field::GroupId),
+    ("topic_id", Field::TopicId),
+    ("platform", Field::Platform),
+];
+
+impl Template {
+    /// Fixed text comes first, has no blanks and no wildcards, and between two dots, or a dot and an
+    /// end, there is always something.
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+        let (mut parts, mut rest) = (Vec::new(), text);
+        while let Some((fixed, after)) = rest.split_once('{') {
+            let (name, after) = after.split_once('}').ok_or("has a { without its }")?;
+            let field = FIELDS.iter().find(|(known, _)| *known == name);
+            let Some((_, field)) = field else {
+                let known = FIELDS.map(|(known, _)| format!("{{{known}}}")).join(", ");
+                return Err(format!("has the unknown place {{{name}}}: there are {known}"));
+            };
+            parts.push((fixed.to_owned(), *field));
+            rest = after;
+        }
+        let template = Template { parts, end: rest.to_owned() };
+        let sample = template.render_with(|_| "x".into());
+        let is_plain = |char: char| char.is_ascii_graphic() && !"{}*>#%".contains(char);
+        if template.prefix().is_empty() {
+            Err("must begin with fixed text".into())
+        } else if !sample.chars().all(is_plain) {
+            Err("has a blank, a character beyond ASCII, or one of { } * > # %".into())
+        } else if sample.split('.').any(str::is_empty) {
+            Err("has nothing before, after or between two dots".into())
+        } else {
+            Ok(template)
+        }
+    }
+
+    pub(crate) fn render(&self, event: &Envelope) -> String {
+        self.render_with(|field| match field {
+            Field::SdkAppId => event.sdk_app_id.to_string(),
+            Field::GroupId => escape(&event.group_id),
+            Field::TopicId => escape(&event.topic_id),
+            Field::Platform => event.platform.as_deref().map_or_else(|| ABSENT.into(), escape),
+        })
+    }
+
+    /// The template as a pattern, `wildcard` in each place.
+    pub(crate) fn pattern(&self, wildcard: &str) -> String {
+        self.render_with(|_| wildcard.into())
+    }
+
+    /// Whether each place is a whole word between dots, so that a broker's wildcard can stand for it.
+    pub(crate) fn has_whole_words(&self) -> bool {
+        let pattern = self.pattern("\0");
+        pattern.split('.').all(|word| word == "\0" || !word.contains('\0'))
+    }
+
+    /// The fixed text that every subject begins with.
+    pub(crate) fn prefix(&self) -> &str {
+        self.parts.first().map_or(&self.end, |(fixed, _)| fixed)
+    }
+
+    fn render_with(&self, value: impl Fn(Field) -> String) -> String {
+        let mut text = String::with_capacity(64);
+        for (fixed, field) in &self.parts {
+            text.push_str(fixed);
+            text.push_str(&value(*field));
+        }
+        text + &self.end
+    }
+}
+
+/// Stands for a field that the callback did not have.
+const ABSENT: &str = "-";
+
+/// A value as one word of a subject or routing key. `.`, `*`, `>`, `%`, blanks, control characters and
+/// whatever is not ASCII become `%XX` for each byte; so do the words that would mean something else:
+/// `#` alone, and `-` alone, which stands for an absent value. Percent-decoding gives the value back.
+pub(crate) fn escape(value: &str) -> String {
+    let is_special_word = value == ABSENT || value == "#";
+    let mut escaped = String::with_capacity(value.len());
+    for byte in value.bytes() {
+        if is_special_word || !byte.is_ascii_graphic() || b".*>%".contains(&byte) {
+            write!(escaped, "%{byte:02X}").expect("writing into memory does not fail");
+        } else {
+            escaped.push(char::from(byte));
+        }
+    }
+    escaped
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn decoded(escaped: &str) -> String {
+        form_urlencoded::parse(escaped.replace('+', "%2B").replace('&', "%26").replace('=', "%3D").as_bytes())
+            .next()
+            .map(|(text, _)| text.into_owned())
+            .unwrap_or_default()
+    }
+
+    proptest! {
+        #[test]
+        fn an_escaped_value_is_one_word_and_can_be_read_back(value in "\\PC+|[.*># %-]+") {
+            let escaped = escape(&value);
+            prop_assert!(escaped.bytes().all(|b| b.is_ascii_graphic() && !b".*>".contains(&b)), "{escaped}");
+            prop_assert!(escaped != "-" && escaped != "#");
+            prop_assert_eq!(decoded(&escaped), value);
+        }
+    }
+
+    #[test]
+    fn ids_of_the_platform_stay_readable() {
+        assert_eq!(escape("@TGS#_@TGS#cQVLVHIM62CJ@TOPIC#_@TOPIC#cRTE3HIM62C5").matches('%').count(), 0);
+        assert_eq!(escape("a.b *>%é"), "a%2Eb%20%2A%3E%25%C3%A9");
+        assert_eq!(escape("-"), "%2D");
+    }
+
+    #[test]
+    fn a_template_says_what_is_wrong_with_it() {
+        for (text, reason) in [
+            ("", "must begin with fixed text"),
+            ("{group_id}.x", "must begin with fixed text"),
+            ("a.{group}", "has the unknown place {group}: there are {sdk_app_id}"),
+            ("a.{group_id", "has a { without its }"),
+            ("a b", "has a blank"),
+            ("a.*", "has a blank"),
+            ("a}b", "has a blank"),
+            ("a..b", "has nothing before, after or between two dots"),
+            (".a", "has nothing before"),
+            ("a.", "has nothing before"),
+        ] {
+            let error = Template::parse(text).unwrap_err();
+            assert!(error.starts_with(reason), "{text}: {error}");
+        }
+        let template = Template::parse("a.{sdk_app_id}.b-{topic_id}").unwrap();
+        assert_eq!(template.pattern("*"), "a.*.b-*");
+        assert!(!template.has_whole_words());
+        assert!(Template::parse("a.{sdk_app_id}.{platform}").unwrap().has_whole_words());
+    }
+}
