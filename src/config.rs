@@ -20,7 +20,7 @@ use crate::event::{Encoding, Naming};
 use crate::signature::App;
 use apps::apps;
 pub(crate) use apps::read_token;
-pub(crate) use brokers::{ClientTls, Credential, Declare, Kafka, KafkaKey, Nats, Rabbitmq};
+pub(crate) use brokers::{address_of, ClientTls, Credential, Declare, Kafka, KafkaKey, Nats, Rabbitmq};
 use keys::Keys;
 use value::{
     address, choice, count, duration, file, filled, flag, level, path, positive_duration, size,

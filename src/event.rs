@@ -199,6 +199,32 @@ pub(crate) enum Encoding {
     Binary,
 }
 
+/// A structured event from one that came in binary mode: `attribute` gives the value of a header.
+/// Attributes that are none of ours are left out.
+pub(crate) fn reassemble(attribute: impl Fn(&str) -> Option<String>, data: &str) -> String {
+    const ORDER: [&str; 9] = [
+        "specversion",
+        "id",
+        "type",
+        "source",
+        "subject",
+        "time",
+        "datacontenttype",
+        "dataschema",
+        "partitionkey",
+    ];
+    let mut json = String::with_capacity(TYPICAL_BYTES);
+    for name in ORDER {
+        let default = (name == "datacontenttype").then(|| DATA_CONTENT_TYPE.to_owned());
+        if let Some(value) = attribute(name).or(default) {
+            let separator = if json.is_empty() { '{' } else { ',' };
+            json.push(separator);
+            json.push_str(&format!("{name:?}:{}", serde_json::Value::from(value)));
+        }
+    }
+    json + ",\"data\":" + data + "}"
+}
+
 /// The W3C trace context in a request's `traceparent` header, if it is one.
 pub(crate) fn traceparent(header: &str) -> Option<&str> {
     let is_hex = |text: &str| text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
@@ -512,6 +538,10 @@ mod tests {
                 serde_json::from_str(envelope.body(Encoding::Binary)).unwrap();
             prop_assert_eq!(&data, &found["data"]);
             prop_assert_eq!(envelope.body(Encoding::Structured), &json);
+            let header = |name: &str| {
+                envelope.attributes().iter().find(|(n, _)| *n == name).map(|(_, v)| (*v).to_owned())
+            };
+            prop_assert_eq!(reassemble(header, envelope.body(Encoding::Binary)), json);
             prop_assert_eq!(envelope.sdk_app_id, event.sdk_app_id);
             prop_assert_eq!(envelope.platform, event.client_platform);
         }

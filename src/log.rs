@@ -9,11 +9,18 @@ use tracing_subscriber::{Layer as _, fmt};
 
 use crate::config::Config;
 
-/// Starts the log of this process. Libraries are heard from a warning upwards.
+/// They tell of a lost connection over and over; the relay tells it once, and what it means.
+const BROKER_CLIENTS: [&str; 4] = ["async_nats", "lapin", "librdkafka", "rdkafka"];
+
+/// Starts the log of this process. Libraries are heard from a warning upwards, the clients of brokers
+/// only where everything is.
 pub fn start(config: &Config) {
     let libraries = config.log.level.min(LevelFilter::WARN);
     let filter =
         Targets::new().with_default(libraries).with_target("topic_bridge", config.log.level);
+    let is_chatty = config.log.level >= LevelFilter::DEBUG;
+    let clients = if is_chatty { config.log.level } else { LevelFilter::OFF };
+    let filter = filter.with_targets(BROKER_CLIENTS.map(|client| (client, clients)));
     let lines =
         fmt::layer().with_writer(stderr).with_ansi(stderr().is_terminal()).with_target(false);
     let lines = if config.log.json { lines.json().boxed() } else { lines.boxed() };

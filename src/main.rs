@@ -20,6 +20,7 @@ fn main() -> ExitCode {
         Command::Serve => Config::load(config, &set).map_err(Into::into).and_then(serve),
         Command::Check(args) => cli::check::run(&args, config, &set),
         Command::Send(args) => cli::send::run(*args),
+        Command::Tail(args) => cli::tail::run(&args, config, &set),
         Command::Outbox(args) => cli::outbox::run(&args, config, &set),
     };
     result.unwrap_or_else(|error| {

@@ -70,19 +70,15 @@ impl Template {
         })
     }
 
-    /// The template as a pattern, `wildcard` in each place.
-    pub(crate) fn pattern(&self, wildcard: &str) -> String {
-        self.render_with(|_| wildcard.into())
-    }
-
-    /// Whether each place is a whole word between dots, so that a broker's wildcard can stand for it.
-    pub(crate) fn has_whole_words(&self) -> bool {
-        let pattern = self.pattern("\0");
-        pattern.split('.').all(|word| word == "\0" || !word.contains('\0'))
+    /// All that the template can come to, as a pattern: `*` for each word with a place in it.
+    pub(crate) fn pattern(&self) -> String {
+        let marked = self.render_with(|_| "\0".into());
+        let words = marked.split('.').map(|word| if word.contains('\0') { "*" } else { word });
+        words.collect::<Vec<_>>().join(".")
     }
 
     /// The fixed text that every subject begins with.
-    pub(crate) fn prefix(&self) -> &str {
+    fn prefix(&self) -> &str {
         self.parts.first().map_or(&self.end, |(fixed, _)| fixed)
     }
 
@@ -162,8 +158,6 @@ mod tests {
             assert!(error.starts_with(reason), "{text}: {error}");
         }
         let template = Template::parse("a.{sdk_app_id}.b-{topic_id}").unwrap();
-        assert_eq!(template.pattern("*"), "a.*.b-*");
-        assert!(!template.has_whole_words());
-        assert!(Template::parse("a.{sdk_app_id}.{platform}").unwrap().has_whole_words());
+        assert_eq!(template.pattern(), "a.*.*");
     }
 }

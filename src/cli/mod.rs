@@ -4,6 +4,7 @@
 pub mod check;
 pub mod outbox;
 pub mod send;
+pub mod tail;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -18,8 +19,9 @@ Exit codes: 0 asked to stop, or done; 1 failed; 2 usage; 78 configuration.
 
 Examples:
   topic-bridge --config bridge.toml
-  topic-bridge check --config bridge.toml
+  topic-bridge check --config bridge.toml --connect
   topic-bridge send --count 1000 --concurrency 8 --token \"$TOKEN\"
+  topic-bridge tail --from-start --count 10
   topic-bridge outbox list --quarantined";
 
 /// Takes a chat platform's topic-created callbacks durably, answers at once, and publishes each as a
@@ -45,6 +47,8 @@ pub enum Command {
     Check(check::Args),
     /// Play the platform: send signed callbacks to a bridge, and measure its answers.
     Send(Box<send::Args>),
+    /// Print what comes out of the configured sink, an event a line.
+    Tail(tail::Args),
     /// Look into the outbox, beside a running bridge or without one.
     #[command(subcommand)]
     Outbox(outbox::Args),

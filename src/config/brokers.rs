@@ -309,6 +309,12 @@ fn url(text: &str, schemes: &[&str]) -> Result<Url, String> {
     Ok(url)
 }
 
+/// Without the credentials that may stand in it.
+pub(crate) fn address_of(url: &Url) -> String {
+    let host = url.host_str().unwrap_or_default();
+    url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
+}
+
 fn masked(url: &Url) -> String {
     let mut url = url.clone();
     if url.password().is_some() {

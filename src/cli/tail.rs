@@ -1,0 +1,61 @@
+//! `topic-bridge tail`: what comes out of the configured sink, an event a line.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use tokio::runtime::Builder;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+
+use crate::config::Config;
+use crate::sink;
+
+/// Lines that may wait to be written.
+const AHEAD: usize = 256;
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Begin with the oldest event that the sink still has, not with the next one.
+    #[arg(long)]
+    from_start: bool,
+    /// End after so many events.
+    #[arg(long, value_name = "EVENTS", value_parser = clap::value_parser!(u64).range(1..))]
+    count: Option<u64>,
+}
+
+pub fn run(args: &Args, file: Option<PathBuf>, set: &[String]) -> anyhow::Result<ExitCode> {
+    let config = Config::load(file, set)?;
+    let runtime = Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.context("cannot start the runtime")?;
+    runtime.block_on(async {
+        let (mut end, mut interrupt) =
+            (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        tokio::select! {
+            result = follow(args, &config) => result.with_context(|| format!("tail of {}", config.sink.name())),
+            _ = end.recv() => Ok(()),
+            _ = interrupt.recv() => Ok(()),
+        }
+    })?;
+    runtime.shutdown_background(); // a client's thread may still wait for its broker
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn follow(args: &Args, config: &Config) -> anyhow::Result<()> {
+    let (sender, mut lines) = mpsc::channel(AHEAD);
+    let mut tail = std::pin::pin!(sink::tail(config, args.from_start, sender));
+    let mut shown = 0;
+    while args.count.is_none_or(|count| shown < count) {
+        let line: String = tokio::select! {
+            biased; // what has come is shown before the end is reported
+            Some(line) = lines.recv() => line,
+            ended = &mut tail => {
+                ended?;
+                break;
+            }
+        };
+        super::print(&(line + "\n"))?;
+        shown += 1;
+    }
+    Ok(())
+}

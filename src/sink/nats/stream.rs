@@ -1,0 +1,202 @@
+//! The JetStream stream: created when it is missing and may be, else looked at. What makes delivery
+//! impossible is an error; what weakens it is a doubt, which is said and lived with.
+
+use async_nats::jetstream::Context;
+use async_nats::jetstream::ErrorCode;
+use async_nats::jetstream::context::{CreateStreamErrorKind, GetStreamErrorKind};
+use async_nats::jetstream::stream::{Config, RetentionPolicy, StorageType};
+
+use super::super::{Kind, Reason};
+use crate::config;
+
+/// Has the stream there. The doubts about it, in words for the operator.
+pub(super) async fn ensure(
+    context: &Context,
+    config: &config::Nats,
+) -> Result<Vec<String>, Reason> {
+    match find(context, &config.stream).await? {
+        Some(found) => check(&found, config),
+        None if config.create_stream => create(context, config).await.map(|()| Vec::new()),
+        None => Err(Reason::new(Kind::Topology, missing(config))),
+    }
+}
+
+pub(super) fn missing(config: &config::Nats) -> String {
+    format!(
+        "there is no stream {stream}; create it with `nats stream add {stream} --subjects '{subjects}' \
+         --storage file --dupe-window {window}s --defaults`, or set nats.create_stream = true",
+        stream = config.stream,
+        subjects = config.subject.pattern(),
+        window = config.duplicate_window.as_secs(),
+    )
+}
+
+/// The stream's configuration, if it exists.
+pub(super) async fn find(context: &Context, name: &str) -> Result<Option<Config>, Reason> {
+    match context.get_stream(name).await {
+        Ok(stream) => Ok(Some(stream.cached_info().config.clone())),
+        Err(error) => match error.kind() {
+            GetStreamErrorKind::JetStream(refusal)
+                if refusal.error_code() == ErrorCode::STREAM_NOT_FOUND =>
+            {
+                Ok(None)
+            }
+            GetStreamErrorKind::JetStream(refusal) => Err(refused(&refusal)),
+            _ => Err(no_answer(&error.to_string())),
+        },
+    }
+}
+
+fn refused(refusal: &async_nats::jetstream::Error) -> Reason {
+    match refusal.error_code() {
+        ErrorCode::JETSTREAM_NOT_ENABLED | ErrorCode::JETSTREAM_NOT_ENABLED_FOR_ACCOUNT => {
+            let text = format!("{refusal}: enable JetStream on the server, or for this account");
+            Reason::new(Kind::Topology, text)
+        }
+        ErrorCode::CLUSTER_NOT_AVAILABLE | ErrorCode::CLUSTER_NOT_LEADER => {
+            Reason::new(Kind::Blocked, format!("{refusal}: is a majority of the servers up?"))
+        }
+        _ => Reason::new(Kind::Topology, refusal.to_string()),
+    }
+}
+
+fn no_answer(error: &str) -> Reason {
+    if error.contains("no responders") || error.contains("does not exist") {
+        let text = "the server has no JetStream: enable it (`nats-server -js`, or a jetstream block)";
+        return Reason::new(Kind::Topology, text);
+    }
+    let text = format!("no answer about the stream: {error}; is the server overloaded, or stopped?");
+    Reason::new(Kind::Timeout, text)
+}
+
+async fn create(context: &Context, config: &config::Nats) -> Result<(), Reason> {
+    let wanted = Config {
+        name: config.stream.clone(),
+        description: Some("Topics created, published by topic-bridge".into()),
+        subjects: vec![config.subject.pattern()],
+        storage: StorageType::File,
+        num_replicas: config.replicas,
+        duplicate_window: config.duplicate_window,
+        max_age: config.max_age,
+        ..Config::default()
+    };
+    match context.create_stream(wanted).await {
+        Ok(_) => {
+            tracing::info!(
+                stream = config.stream,
+                subjects = config.subject.pattern(),
+                replicas = config.replicas,
+                "created the stream"
+            );
+            Ok(())
+        }
+        Err(error) => Err(match error.kind() {
+            CreateStreamErrorKind::JetStream(refusal)
+                if refusal.error_code() == ErrorCode::STREAM_SUBJECT_OVERLAP =>
+            {
+                Reason::new(
+                    Kind::Topology,
+                    format!(
+                        "cannot create the stream {}: another one has the subjects {} already; name \
+                         that one as nats.stream, or choose another nats.subject",
+                        config.stream,
+                        config.subject.pattern()
+                    ),
+                )
+            }
+            CreateStreamErrorKind::JetStream(refusal) => {
+                let Reason { kind, text } = refused(&refusal);
+                let stream = &config.stream;
+                Reason::new(kind, format!("cannot create the stream {stream}: {text}"))
+            }
+            _ => no_answer(&error.to_string()),
+        }),
+    }
+}
+
+/// Whether a stream that was found can carry the events.
+pub(super) fn check(found: &Config, config: &config::Nats) -> Result<Vec<String>, Reason> {
+    let pattern = config.subject.pattern();
+    let name = &config.stream;
+    let topology = |text: String| Err(Reason::new(Kind::Topology, text));
+    if !found.subjects.iter().any(|filter| covers(filter, &pattern)) {
+        return topology(format!(
+            "the stream {name} takes {}, and the events go to {pattern}: `nats stream edit {name} \
+             --subjects '{}'`, or change nats.subject",
+            found.subjects.join(", "),
+            found.subjects.iter().chain([&pattern]).map(String::as_str).collect::<Vec<_>>().join(","),
+        ));
+    }
+    if found.no_ack {
+        return topology(format!(
+            "the stream {name} acknowledges nothing (no_ack), so nothing would count as delivered: \
+             `nats stream edit {name} --ack`"
+        ));
+    }
+    if found.sealed {
+        return topology(format!("the stream {name} is sealed and takes nothing: name another"));
+    }
+    let mut doubts = Vec::new();
+    if found.duplicate_window < config.duplicate_window {
+        doubts.push(format!(
+            "the stream forgets ids after {:?}, nats.duplicate_window is {:?}: an event sent again \
+             later than that is stored twice, under the same id; `nats stream edit {name} \
+             --dupe-window {}s`",
+            found.duplicate_window,
+            config.duplicate_window,
+            config.duplicate_window.as_secs(),
+        ));
+    }
+    if found.storage == StorageType::Memory {
+        doubts.push("the stream keeps its messages in memory: a restart of the server loses them".into());
+    }
+    if found.retention == RetentionPolicy::Interest {
+        doubts.push(
+            "the stream keeps only what some consumer waits for (interest): what comes before the \
+             first consumer is dropped"
+                .into(),
+        );
+    }
+    if found.num_replicas < config.replicas {
+        doubts.push(format!(
+            "the stream has {} replicas, nats.replicas is {}: `nats stream edit {name} --replicas {}`",
+            found.num_replicas, config.replicas, config.replicas
+        ));
+    }
+    Ok(doubts)
+}
+
+/// Whether a stream's subject takes all that fits a pattern.
+fn covers(filter: &str, pattern: &str) -> bool {
+    let mut words = pattern.split('.');
+    for token in filter.split('.') {
+        match (token, words.next()) {
+            (">", Some(_)) => return true,
+            ("*", Some(_)) => {}
+            (token, Some(word)) if token == word => {}
+            _ => return false,
+        }
+    }
+    words.next().is_none()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_filter_covers_what_it_takes_all_of() {
+        for (filter, pattern, expected) in [
+            ("chat.topic.created.*", "chat.topic.created.*", true),
+            ("chat.>", "chat.topic.created.*", true),
+            (">", "chat.topic", true),
+            ("chat.*.created.*", "chat.topic.created.*", true),
+            ("chat.topic.created.1400000000", "chat.topic.created.*", false),
+            ("chat.topic.created", "chat.topic.created.*", false),
+            ("chat.topic.created.*.>", "chat.topic.created.*", false),
+            ("chat.topic.created.*.*", "chat.topic.created.*", false),
+        ] {
+            assert_eq!(covers(filter, pattern), expected, "{filter} {pattern}");
+        }
+    }
+}
