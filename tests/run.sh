@@ -1,8 +1,16 @@
 #!/usr/bin/env bash
-# Runs every test: unit and property tests, and the real program over real sockets, files and signals.
+# Runs every test: unit and property tests, and the real program over real sockets, files and signals, against
+# real Kafka, RabbitMQ and NATS brokers, which it starts on free loopback ports and stops at the end.
 # Arguments go to cargo test, as in: tests/run.sh --test it -- crash
 #
-# Needs cargo and a C compiler, which Debian's apt-get is asked for if it is missing, and root, for one
+# A broker is taken where its address is given (TOPIC_BRIDGE_TEST_KAFKA=host:port, TOPIC_BRIDGE_TEST_RABBITMQ=
+# amqp://…, TOPIC_BRIDGE_TEST_NATS=nats://…), else from Docker Compose where a Docker engine runs, else from
+# packages; tests/brokers/control tells more, also how to keep brokers running between runs.
+# TOPIC_BRIDGE_TEST_WITHOUT="kafka rabbitmq" leaves out the brokers it names: their tests report themselves
+# as skipped.
+#
+# Needs cargo. What else is missing Debian's apt-get is asked for: a C and a C++ compiler, make and perl to
+# build librdkafka and OpenSSL, openssl for certificates, python3 for the brokers' control. Needs root, for one
 # test mounts a small tmpfs to fill it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -11,10 +19,48 @@ command -v cargo >/dev/null || {
     echo "tests/run.sh: there is no cargo: install Rust 1.95 or later (https://rustup.rs)" >&2
     exit 1
 }
-command -v cc >/dev/null || {
-    echo "tests/run.sh: installing a C compiler" >&2
-    apt-get update -qq && apt-get install -y -qq gcc libc6-dev
-}
+
+missing=()
+command -v cc >/dev/null || missing+=(gcc libc6-dev)
+command -v c++ >/dev/null || missing+=(g++)
+command -v make >/dev/null || missing+=(make)
+perl -MFindBin -MIPC::Cmd -e1 2>/dev/null || missing+=(perl) # Debian's perl-base is not enough for OpenSSL
+command -v openssl >/dev/null || missing+=(openssl)
+python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3 python3-venv)
+if [ "${#missing[@]}" -gt 0 ]; then
+    echo "tests/run.sh: installing ${missing[*]}" >&2
+    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "${missing[@]}"; } >&2 || {
+        echo "tests/run.sh: cannot install ${missing[*]} (it takes root and apt-get): install them yourself" >&2
+        exit 1
+    }
+fi
 [ "$(id -u)" = 0 ] || echo "tests/run.sh: not root, so the test of a full disk will fail" >&2
 
-exec cargo test --locked "$@"
+# The tests that need brokers are marked as ignored; libtest must be told to run them, after cargo's own `--`.
+separator=--
+include=--include-ignored
+for argument in "$@"; do
+    case $argument in
+    --) separator= ;;
+    --ignored | --include-ignored) include= ;; # said already
+    esac
+done
+
+[ -z "${TOPIC_BRIDGE_TEST_WITHOUT:-}" ] ||
+    echo "tests/run.sh: WITHOUT ${TOPIC_BRIDGE_TEST_WITHOUT}: what needs it is NOT tested" >&2
+brokers=$(mktemp -d "${TMPDIR:-/tmp}/topic-bridge-brokers.XXXXXX")
+finish() {
+    [ ! -e "$brokers/state.json" ] || tests/brokers/control down "$brokers" >/dev/null
+    rm -rf "$brokers"
+}
+trap finish EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+exports=$(tests/brokers/control up "$brokers")
+eval "$exports"
+
+cargo test --locked "$@" ${include:+$separator $include} || {
+    status=$?
+    echo "tests/run.sh: the brokers' logs are in target/brokers/logs" >&2
+    exit "$status"
+}
