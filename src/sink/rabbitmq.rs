@@ -9,6 +9,8 @@ mod errors;
 mod examine;
 mod message;
 mod tail;
+#[cfg(test)]
+mod tests;
 mod topology;
 
 use std::time::Duration;
@@ -26,7 +28,7 @@ use message::Message;
 pub(super) use examine::examine;
 pub(super) use tail::tail;
 
-pub(super) struct Rabbitmq {
+pub(crate) struct Rabbitmq {
     config: config::Rabbitmq,
     address: Address,
     encoding: Encoding,
