@@ -60,6 +60,11 @@ impl<'a> Message<'a> {
     }
 }
 
+/// An event that is in the outbox, and is none.
+pub(super) fn unreadable(error: &serde_json::Error) -> Reason {
+    Reason::new(Kind::Invalid, format!("it cannot be read back from the outbox: {error}"))
+}
+
 fn attributes(envelope: &Envelope, frame_max: usize) -> Result<FieldTable, Reason> {
     let attributes = envelope.attributes();
     let bytes: usize = attributes.iter().map(|(_, value)| value.len()).sum();
