@@ -1,6 +1,7 @@
 """Makes and changes what a broker has, with somebody else's client, for the tests.
 
-  make.py kafka ADDRESS TOPIC '{"min.insync.replicas": "2"}'      a topic with this configuration, or changed to it
+  make.py kafka ADDRESS TOPIC '{"min.insync.replicas": "2", "replicas": 2}'
+                                          a topic with this configuration, or changed to it
   make.py rabbitmq URL NAME '{"queue": {"x-max-length": 5}, "binding": "a.*"}'
                                           an exchange and a quorum queue of this name, bound; "delete": true removes both
   make.py nats URL STREAM '{"subjects": ["a.*"], "max_msgs": 5}'   a stream, or changed to it; {"delete": true} removes it
@@ -20,7 +21,8 @@ def kafka(address, topic, wanted):
         resource = ConfigResource(ConfigResource.Type.TOPIC, topic, incremental_configs=entries)
         futures = admin.incremental_alter_configs([resource])
     else:
-        futures = admin.create_topics([NewTopic(topic, num_partitions=1, replication_factor=1, config=wanted)])
+        replicas = int(wanted.pop("replicas", 1))
+        futures = admin.create_topics([NewTopic(topic, num_partitions=1, replication_factor=replicas, config=wanted)])
     for future in futures.values():
         future.result()
 

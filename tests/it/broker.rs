@@ -24,6 +24,15 @@ impl Kind {
         }
     }
 
+    /// Whether a second server of this kind can be started beside the first.
+    pub(crate) fn has_second(self) -> bool {
+        let has = std::env::var("TOPIC_BRIDGE_TEST_KAFKA_2").is_ok() && self == Kind::Kafka;
+        if !has {
+            eprintln!("SKIPPED: there is no second {} here", self.name());
+        }
+        has
+    }
+
     fn lock(self) -> &'static RwLock<()> {
         static LOCKS: [RwLock<()>; 3] = [RwLock::new(()), RwLock::new(()), RwLock::new(())];
         &LOCKS[self as usize]
@@ -59,7 +68,12 @@ pub(crate) fn alone(kind: Kind) -> Option<Alone> {
 impl Alone {
     /// `stop`, `kill`, `start`, `pause`, `resume`; for RabbitMQ also `ctl …`.
     pub(crate) fn control(&self, verb: &[&str]) -> String {
-        control(self.target.kind, verb)
+        control(self.target.kind.name(), verb)
+    }
+
+    /// The same for a second server of the cluster.
+    pub(crate) fn control_second(&self, verb: &str) {
+        control(&format!("{}-2", self.target.kind.name()), &[verb]);
     }
 }
 
@@ -72,16 +86,16 @@ impl Drop for Alone {
     }
 }
 
-fn control(kind: Kind, verb: &[&str]) -> String {
-    let output = Command::new(variable("CONTROL")).arg(kind.name()).args(verb).output().unwrap();
+fn control(server: &str, verb: &[&str]) -> String {
+    let output = Command::new(variable("CONTROL")).arg(server).args(verb).output().unwrap();
     let error = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{} {verb:?}: {error}", kind.name());
+    assert!(output.status.success(), "{server} {verb:?}: {error}");
     String::from_utf8(output.stdout).unwrap()
 }
 
 /// `rabbitmqctl`, for what does not disturb other tests.
 pub(crate) fn rabbitmqctl(arguments: &[&str]) -> String {
-    control(Kind::Rabbitmq, &[&["ctl"], arguments].concat())
+    control(Kind::Rabbitmq.name(), &[&["ctl"], arguments].concat())
 }
 
 pub(crate) fn variable(name: &str) -> String {
