@@ -6,6 +6,7 @@ use tokio::time::Instant;
 
 use super::client::{Clients, Context, describe};
 use super::topic::{Partition, Seen, Topic};
+use super::verdict::in_words;
 use crate::config::Config;
 use crate::sink::{Finding, Health, Kind, Reason};
 
@@ -15,7 +16,7 @@ pub(in crate::sink) async fn examine(config: &Config) -> Vec<Finding> {
     let built = clients.check().and_then(|()| clients.producer(context.clone()));
     let producer = match built {
         Ok(producer) => producer,
-        Err(error) => return vec![bad("properties", format!("[kafka.properties]: {error:#}"))],
+        Err(error) => return vec![bad("configuration", format!("[kafka.properties]: {error:#}"))],
     };
     let topic = Topic::new(&config.kafka);
     let deadline = Instant::now() + config.relay.confirm_timeout;
@@ -35,8 +36,8 @@ pub(in crate::sink) async fn examine(config: &Config) -> Vec<Finding> {
         }
     };
     let Seen { brokers, answered, partitions } = seen;
-    let (noun, verb) = if brokers == 1 { ("broker", "is") } else { ("brokers", "are") };
-    findings.push(good("connection", format!("{answered} answers; {brokers} {noun} {verb} known")));
+    findings
+        .push(good("connection", format!("{answered} answers; brokers in the cluster: {brokers}")));
     findings.push(good("credentials", credentials(&clients)));
     let is_there = partitions.is_some();
     findings.push(match partitions {
@@ -85,8 +86,8 @@ fn missing(topic: &Topic, brokers: usize) -> Finding {
     let text = format!("{:?} is missing", topic.name);
     if usize::try_from(replication).is_ok_and(|replication| replication > brokers) {
         let text = format!(
-            "{text}, and cannot be created: kafka.replication is {replication}, and {brokers} brokers \
-             are known"
+            "{text}, and cannot be created: kafka.replication is {replication}, brokers in the cluster: \
+             {brokers}"
         );
         return bad("topic", text);
     }
@@ -115,7 +116,7 @@ async fn limit(config: &Config, clients: &Clients, topic: &Topic) -> Finding {
     spawn_blocking(move || drop(admin)); // waits for its threads
     let described = match described.map(|mut resources| resources.pop()) {
         Ok(Some(Ok(resource))) => resource,
-        Ok(Some(Err(code))) => return unknown(code.to_string()),
+        Ok(Some(Err(code))) => return unknown(in_words(code)),
         Ok(None) => return unknown("the broker does not say".into()),
         Err(error) => return unknown(describe(&error).text),
     };

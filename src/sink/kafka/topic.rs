@@ -12,7 +12,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep};
 
 use super::client::{Clients, Context, Producer};
-use super::verdict::{code_of, reason};
+use super::verdict::{code_of, in_words, reason};
 use crate::config;
 use crate::sink::{Kind, Reason};
 
@@ -180,9 +180,10 @@ impl Topic {
         let found = reason(code, None);
         let text = match found.kind {
             Kind::Credentials => format!(
-                "the topic {:?} is missing, and this user may not create it ({code}): allow it Create, \
+                "the topic {:?} is missing, and this user may not create it ({}): allow it Create, \
                  or create it with `{}`",
                 self.name,
+                in_words(code),
                 self.command()
             ),
             _ => format!(
@@ -219,9 +220,11 @@ pub(super) fn look(
     patience: Duration,
 ) -> KafkaResult<Seen> {
     let metadata = client.fetch_metadata(Some(name), patience)?;
+    // "kafka:9092/1", with the broker's number, or "kafka:9092/bootstrap".
+    let answered = metadata.orig_broker_name();
     let mut seen = Seen {
         brokers: metadata.brokers().len(),
-        answered: metadata.orig_broker_name().to_owned(),
+        answered: answered.rsplit_once('/').map_or(answered, |(address, _)| address).to_owned(),
         partitions: None,
     };
     let Some(topic) = metadata.topics().iter().find(|topic| topic.name() == name) else {
