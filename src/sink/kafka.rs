@@ -232,7 +232,7 @@ impl Kafka {
         }
         match self.context.trouble() {
             Some(reason) => Some(reason),
-            None => self.topic.weakness(producer).await,
+            None => self.topic.weakness(producer, &self.clients).await,
         }
     }
 

@@ -1,12 +1,10 @@
 //! What `check --connect` sees of Kafka. It changes nothing there: a missing topic stays missing.
 
-use rdkafka::admin::{AdminOptions, ResourceSpecifier};
 use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 
-use super::client::{Clients, Context, describe};
+use super::client::{Clients, Context};
 use super::topic::{Partition, Seen, Topic};
-use super::verdict::in_words;
 use crate::config::Config;
 use crate::sink::{Finding, Health, Kind, Reason};
 
@@ -100,29 +98,14 @@ fn missing(topic: &Topic, brokers: usize) -> Finding {
 /// Whether the topic takes the largest callback that the bridge takes.
 async fn limit(config: &Config, clients: &Clients, topic: &Topic) -> Finding {
     const POINT: &str = "size";
-    let unknown = |why: String| {
-        doubtful(
-            POINT,
-            format!("how large an event the topic takes cannot be known from here: {why}"),
-        )
-    };
-    let admin = match clients.admin() {
-        Ok(admin) => admin,
-        Err(error) => return unknown(format!("{error:#}")),
-    };
-    let options = AdminOptions::new().request_timeout(Some(config.relay.confirm_timeout));
-    let described =
-        admin.describe_configs([&ResourceSpecifier::Topic(&topic.name)], &options).await;
-    spawn_blocking(move || drop(admin)); // waits for its threads
-    let described = match described.map(|mut resources| resources.pop()) {
-        Ok(Some(Ok(resource))) => resource,
-        Ok(Some(Err(code))) => return unknown(in_words(code)),
-        Ok(None) => return unknown("the broker does not say".into()),
-        Err(error) => return unknown(describe(&error).text),
-    };
-    let limit = described.get("max.message.bytes").and_then(|entry| entry.value.as_deref());
-    let Some(limit) = limit.and_then(|value| value.parse::<u64>().ok()) else {
-        return unknown("the broker does not say".into());
+    let limit = topic.setting(clients, "max.message.bytes", config.relay.confirm_timeout).await;
+    let limit = match limit {
+        Ok(limit) => limit,
+        Err(why) => {
+            let text =
+                format!("how large an event the topic takes cannot be known from here: {why}");
+            return doubtful(POINT, text);
+        }
     };
     let body = config.ingress.max_body_bytes;
     if limit >= body {
