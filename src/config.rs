@@ -187,6 +187,12 @@ impl Config {
         layers::layer(file, std::env::vars_os(), set).and_then(Self::check)
     }
 
+    /// The defaults and `set`, for tests: the environment may name the brokers of others.
+    #[cfg(all(test, feature = "kafka"))]
+    pub(crate) fn of(set: &[String]) -> Result<Self, Faults> {
+        layers::layer(None, std::iter::empty(), set).and_then(Self::check)
+    }
+
     /// Only where the outbox is, for commands that need no more: whatever else is wrong or missing
     /// shall not keep an operator from looking.
     pub fn outbox_path(file: Option<PathBuf>, set: &[String]) -> Result<PathBuf, Faults> {

@@ -27,7 +27,7 @@ use client::{Clients, Context, Producer};
 pub(super) use examine::examine;
 pub(super) use tail::tail;
 use topic::Topic;
-use verdict::{code_of, is_of_the_batch, reason};
+use verdict::{code_of, in_words, is_of_the_batch, reason};
 
 /// How long `close` waits for what a dropped batch left behind…
 const FLUSH: Duration = Duration::from_secs(1);
@@ -232,7 +232,7 @@ impl Kafka {
         }
         match self.context.trouble() {
             Some(reason) => Some(reason),
-            None => self.topic.weakness(producer).await,
+            None => self.topic.weakness(producer, &self.clients).await,
         }
     }
 
@@ -254,7 +254,7 @@ impl Kafka {
                 ),
             )),
             Err(Failure::Failed(code)) if verdict::is_final(code) => {
-                let size = format!("{code}, {} bytes", event.event.len());
+                let size = format!("{}, {} bytes", in_words(code), event.event.len());
                 Verdict::Refused(reason(code, Some(&size)))
             }
             Err(Failure::Failed(code)) => {

@@ -157,6 +157,8 @@ pub(super) struct Context {
 #[derive(Default)]
 struct Heard {
     trouble: Option<(RDKafkaErrorCode, String)>,
+    /// The latest lost connection that librdkafka thinks worth a log line, but not an error.
+    lost: Option<String>,
     /// Every broker that is known was tried, and none answers.
     is_alone: bool,
 }
@@ -185,6 +187,11 @@ impl ClientContext for Context {
     /// At `debug`, since librdkafka repeats itself, and the relay tells the operator once.
     fn log(&self, _level: RDKafkaLogLevel, facility: &str, text: &str) {
         tracing::debug!(target: "librdkafka", facility, "{text}");
+        if facility == "FAIL" {
+            // "[thrd:kafka:9092/1]: kafka:9092/1: Disconnected (…)"
+            let text = text.split_once("]: ").map_or(text, |(_thread, text)| text);
+            self.heard.lock().unwrap_or_else(PoisonError::into_inner).lost = Some(text.to_owned());
+        }
     }
 
     fn stats_raw(&self, statistics: &[u8]) {
@@ -193,13 +200,21 @@ impl ClientContext for Context {
 
     fn error(&self, error: KafkaError, text: &str) {
         tracing::debug!(target: "librdkafka", %error, "{text}");
-        let code = code_of(&error);
         let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_alone = code == RDKafkaErrorCode::AllBrokersDown;
-        heard.is_alone |= is_alone;
-        // "1/1 brokers are down" follows what says why.
-        if !is_alone || heard.trouble.is_none() {
-            heard.trouble = Some((code, text.to_owned()));
+        match code_of(&error) {
+            // "1/1 brokers are down" follows what says why.
+            code @ RDKafkaErrorCode::AllBrokersDown => {
+                heard.is_alone = true;
+                if heard.trouble.is_none() {
+                    let why = heard.lost.clone().unwrap_or_else(|| text.to_owned());
+                    heard.trouble = Some((code, why));
+                }
+            }
+            // So comes the broker's alert when it does not like our certificate, or misses it.
+            RDKafkaErrorCode::BrokerTransportFailure if text.contains("SSL routines") => {
+                heard.trouble = Some((RDKafkaErrorCode::SSL, text.to_owned()));
+            }
+            code => heard.trouble = Some((code, text.to_owned())),
         }
     }
 }

@@ -1,10 +1,9 @@
 //! What `check --connect` sees of Kafka. It changes nothing there: a missing topic stays missing.
 
-use rdkafka::admin::{AdminOptions, ResourceSpecifier};
 use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 
-use super::client::{Clients, Context, describe};
+use super::client::{Clients, Context};
 use super::topic::{Partition, Seen, Topic};
 use crate::config::Config;
 use crate::sink::{Finding, Health, Kind, Reason};
@@ -15,7 +14,7 @@ pub(in crate::sink) async fn examine(config: &Config) -> Vec<Finding> {
     let built = clients.check().and_then(|()| clients.producer(context.clone()));
     let producer = match built {
         Ok(producer) => producer,
-        Err(error) => return vec![bad("properties", format!("[kafka.properties]: {error:#}"))],
+        Err(error) => return vec![bad("configuration", format!("[kafka.properties]: {error:#}"))],
     };
     let topic = Topic::new(&config.kafka);
     let deadline = Instant::now() + config.relay.confirm_timeout;
@@ -35,8 +34,8 @@ pub(in crate::sink) async fn examine(config: &Config) -> Vec<Finding> {
         }
     };
     let Seen { brokers, answered, partitions } = seen;
-    let (noun, verb) = if brokers == 1 { ("broker", "is") } else { ("brokers", "are") };
-    findings.push(good("connection", format!("{answered} answers; {brokers} {noun} {verb} known")));
+    findings
+        .push(good("connection", format!("{answered} answers; brokers in the cluster: {brokers}")));
     findings.push(good("credentials", credentials(&clients)));
     let is_there = partitions.is_some();
     findings.push(match partitions {
@@ -85,8 +84,8 @@ fn missing(topic: &Topic, brokers: usize) -> Finding {
     let text = format!("{:?} is missing", topic.name);
     if usize::try_from(replication).is_ok_and(|replication| replication > brokers) {
         let text = format!(
-            "{text}, and cannot be created: kafka.replication is {replication}, and {brokers} brokers \
-             are known"
+            "{text}, and cannot be created: kafka.replication is {replication}, brokers in the cluster: \
+             {brokers}"
         );
         return bad("topic", text);
     }
@@ -99,29 +98,14 @@ fn missing(topic: &Topic, brokers: usize) -> Finding {
 /// Whether the topic takes the largest callback that the bridge takes.
 async fn limit(config: &Config, clients: &Clients, topic: &Topic) -> Finding {
     const POINT: &str = "size";
-    let unknown = |why: String| {
-        doubtful(
-            POINT,
-            format!("how large an event the topic takes cannot be known from here: {why}"),
-        )
-    };
-    let admin = match clients.admin() {
-        Ok(admin) => admin,
-        Err(error) => return unknown(format!("{error:#}")),
-    };
-    let options = AdminOptions::new().request_timeout(Some(config.relay.confirm_timeout));
-    let described =
-        admin.describe_configs([&ResourceSpecifier::Topic(&topic.name)], &options).await;
-    spawn_blocking(move || drop(admin)); // waits for its threads
-    let described = match described.map(|mut resources| resources.pop()) {
-        Ok(Some(Ok(resource))) => resource,
-        Ok(Some(Err(code))) => return unknown(code.to_string()),
-        Ok(None) => return unknown("the broker does not say".into()),
-        Err(error) => return unknown(describe(&error).text),
-    };
-    let limit = described.get("max.message.bytes").and_then(|entry| entry.value.as_deref());
-    let Some(limit) = limit.and_then(|value| value.parse::<u64>().ok()) else {
-        return unknown("the broker does not say".into());
+    let limit = topic.setting(clients, "max.message.bytes", config.relay.confirm_timeout).await;
+    let limit = match limit {
+        Ok(limit) => limit,
+        Err(why) => {
+            let text =
+                format!("how large an event the topic takes cannot be known from here: {why}");
+            return doubtful(POINT, text);
+        }
     };
     let body = config.ingress.max_body_bytes;
     if limit >= body {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use rdkafka::mocking::MockCluster;
 use rdkafka::producer::DefaultProducerContext;
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
+use tokio::io::AsyncReadExt as _;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 
@@ -32,7 +33,7 @@ fn config(brokers: &str, more: &[&str]) -> Config {
     let mut set: Vec<String> = own.iter().map(ToString::to_string).collect();
     set.push(format!("kafka.brokers={brokers}"));
     set.extend(more.iter().map(ToString::to_string));
-    Config::load(None, &set).unwrap()
+    Config::of(&set).unwrap()
 }
 
 fn sink(cluster: &Cluster, more: &[&str]) -> Kafka {
@@ -198,6 +199,24 @@ async fn a_refused_connection_is_noticed_long_before_the_deadline() {
     assert_eq!(kind, Kind::Unreachable);
     assert!(text.contains("127.0.0.1:1") && text.contains("refused"), "{text}");
     assert!(started.elapsed() < Duration::from_secs(5));
+}
+
+/// As a TLS listener does to a client that does not speak TLS: librdkafka takes it for no error.
+#[tokio::test]
+async fn a_broker_that_hangs_up_is_told_with_the_likely_cause() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let hang_up = tokio::spawn(async move {
+        while let Ok((mut connection, _)) = listener.accept().await {
+            let _ = connection.read(&mut [0; 1024]).await;
+        }
+    });
+    let mut kafka = Kafka::new(&config(&address, &[])).unwrap();
+    let reason = kafka.ready().await.unwrap_err();
+    assert_eq!(reason.kind, Kind::Unreachable);
+    let said = ["Disconnected", "is security.protocol that of the listener"];
+    assert!(said.iter().all(|said| reason.text.contains(said)), "{}", reason.text);
+    hang_up.abort();
 }
 
 /// Whatever were left in the producer would be sent later, behind its own repetition.

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use rdkafka::admin::{AdminOptions, NewTopic, TopicReplication};
+use rdkafka::admin::{AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::client::{Client, ClientContext};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::producer::Producer as _;
@@ -12,7 +12,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep};
 
 use super::client::{Clients, Context, Producer};
-use super::verdict::{code_of, reason};
+use super::verdict::{code_of, in_words, reason};
 use crate::config;
 use crate::sink::{Kind, Reason};
 
@@ -123,20 +123,54 @@ impl Topic {
         }
     }
 
-    /// What about the topic may keep the broker from confirming, as far as one short look tells.
-    pub(super) async fn weakness(&self, producer: &Producer) -> Option<Reason> {
+    /// What about the topic may keep the broker from confirming, as far as a short look tells: while
+    /// too few replicas are in sync, librdkafka tries again by itself and says nothing of it.
+    pub(super) async fn weakness(&self, producer: &Producer, clients: &Clients) -> Option<Reason> {
         let (producer, name) = (producer.clone(), self.name.clone());
         let seen = spawn_blocking(move || look(producer.client(), &name, FIRST_LOOK)).await;
         let partitions = seen.expect("looking does not panic").ok()?.partitions?;
-        self.has_a_leader(&partitions).err().or_else(|| {
-            let weak =
-                partitions.iter().find(|partition| partition.in_sync < partition.replicas)?;
-            let detail = format!(
-                "partition {} of {:?} has {} of its {} replicas in sync, and does not confirm",
-                weak.id, self.name, weak.in_sync, weak.replicas
-            );
-            Some(reason(RDKafkaErrorCode::NotEnoughReplicas, Some(&detail)))
-        })
+        if let Err(reason) = self.has_a_leader(&partitions) {
+            return Some(reason);
+        }
+        let wanted = self.setting(clients, "min.insync.replicas", FIRST_LOOK).await;
+        let wanted = wanted.ok().and_then(|wanted| usize::try_from(wanted).ok());
+        let is_weak = |partition: &&Partition| {
+            partition.in_sync < wanted.unwrap_or(partition.replicas) || !partition.has_leader
+        };
+        let weak = partitions.iter().find(is_weak)?;
+        let wanted = wanted.map_or_else(|| "unknown".into(), |wanted| wanted.to_string());
+        let detail = format!(
+            "partition {} of {:?}: in sync {} of {}, min.insync.replicas {wanted}",
+            weak.id, self.name, weak.in_sync, weak.replicas
+        );
+        let code = match weak.has_leader {
+            true => RDKafkaErrorCode::NotEnoughReplicas,
+            false => RDKafkaErrorCode::LeaderNotAvailable,
+        };
+        Some(reason(code, Some(&detail)))
+    }
+
+    /// A number that the topic is configured with. The error is for the operator.
+    pub(super) async fn setting(
+        &self,
+        clients: &Clients,
+        name: &str,
+        patience: Duration,
+    ) -> Result<u64, String> {
+        let admin = clients.admin().map_err(|error| format!("{error:#}"))?;
+        let options = AdminOptions::new().request_timeout(Some(patience));
+        let topic = ResourceSpecifier::Topic(&self.name);
+        let described = admin.describe_configs([&topic], &options).await;
+        spawn_blocking(move || drop(admin)); // waits for its threads
+        let described = match described.map(|mut resources| resources.pop()) {
+            Ok(Some(Ok(resource))) => resource,
+            Ok(Some(Err(code))) => return Err(in_words(code)),
+            Ok(None) => return Err("the broker does not say".into()),
+            Err(error) => return Err(in_words(code_of(&error))),
+        };
+        let value = described.get(name).and_then(|entry| entry.value.as_deref());
+        let value = value.and_then(|value| value.parse().ok());
+        value.ok_or_else(|| "the broker does not say".into())
     }
 
     /// One leader is enough to go on with: who waits for another one learns so from the producer.
@@ -180,9 +214,10 @@ impl Topic {
         let found = reason(code, None);
         let text = match found.kind {
             Kind::Credentials => format!(
-                "the topic {:?} is missing, and this user may not create it ({code}): allow it Create, \
+                "the topic {:?} is missing, and this user may not create it ({}): allow it Create, \
                  or create it with `{}`",
                 self.name,
+                in_words(code),
                 self.command()
             ),
             _ => format!(
@@ -219,9 +254,11 @@ pub(super) fn look(
     patience: Duration,
 ) -> KafkaResult<Seen> {
     let metadata = client.fetch_metadata(Some(name), patience)?;
+    // "kafka:9092/1", with the broker's number, or "kafka:9092/bootstrap".
+    let answered = metadata.orig_broker_name();
     let mut seen = Seen {
         brokers: metadata.brokers().len(),
-        answered: metadata.orig_broker_name().to_owned(),
+        answered: answered.rsplit_once('/').map_or(answered, |(address, _)| address).to_owned(),
         partitions: None,
     };
     let Some(topic) = metadata.topics().iter().find(|topic| topic.name() == name) else {

@@ -27,14 +27,15 @@ pub(super) fn is_of_the_batch(code: RDKafkaErrorCode) -> bool {
 /// For the operator. `detail` is what is known beyond the code.
 pub(super) fn reason(code: RDKafkaErrorCode, detail: Option<&str>) -> Reason {
     let (kind, what, advice) = sort(code);
-    let code = code.to_string();
-    let detail = detail.unwrap_or_else(|| named(&code));
+    let detail = detail.map_or_else(|| in_words(code), str::to_owned);
     Reason::new(kind, format!("{what} ({detail}): {advice}"))
 }
 
-/// Of "InvalidRecord (Broker: Broker failed to validate record)" what is in words.
-fn named(code: &str) -> &str {
-    code.split_once(" (").map_or(code, |(_, words)| words.trim_end_matches(')'))
+/// Of "InvalidRecord (Broker: Broker failed to validate record)" what is in parentheses.
+pub(super) fn in_words(code: RDKafkaErrorCode) -> String {
+    let code = code.to_string();
+    let words = code.split_once(" (").and_then(|(_, words)| words.strip_suffix(')'));
+    words.map_or_else(|| code.clone(), str::to_owned)
 }
 
 /// Kind, what happened, and what to do about it.
@@ -50,8 +51,8 @@ fn sort(code: RDKafkaErrorCode) -> (Kind, &'static str, &'static str) {
         | DestroyBroker => (
             Kind::Unreachable,
             "there is no connection to the broker",
-            "is it up, is kafka.brokers right, and can what it advertises (advertised.listeners) be \
-             reached from here?",
+            "is it up, is kafka.brokers right, is security.protocol that of the listener, and can what \
+             the brokers advertise (advertised.listeners) be reached from here?",
         ),
         SSL => (
             Kind::Unreachable,
