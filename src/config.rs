@@ -139,6 +139,9 @@ pub(crate) struct Outbox {
     pub(crate) history: Duration,
     pub(crate) history_events: u64,
     pub(crate) quarantine_events: u64,
+    /// Whether delivered events go before their time when there is no room left. Not where they are
+    /// the stream.
+    pub(crate) history_gives_way: bool,
 }
 
 /// What a commit waits for.
@@ -222,6 +225,7 @@ impl Config {
                 ingress.listen
             ));
         }
+        let sink = keys.read("sink", sink);
         let outbox = Outbox {
             path: keys.read("outbox.path", file),
             sync: keys.read("outbox.sync", |value| {
@@ -232,6 +236,7 @@ impl Config {
             history: keys.read("outbox.history", duration),
             history_events: keys.read("outbox.history_events", count),
             quarantine_events: keys.read("outbox.quarantine_events", count),
+            history_gives_way: sink != SinkKind::Embedded,
         };
         let relay = Relay {
             batch: keys.read("relay.batch", count),
@@ -244,7 +249,7 @@ impl Config {
             keys.faults.push("relay.retry_min: is longer than relay.retry_max".into());
         }
         let config = Config {
-            sink: keys.read("sink", sink),
+            sink,
             apps,
             ingress,
             outbox,

@@ -541,7 +541,7 @@ mod tests {
             let header = |name: &str| {
                 envelope.attributes().iter().find(|(n, _)| *n == name).map(|(_, v)| (*v).to_owned())
             };
-            prop_assert_eq!(reassemble(header, envelope.body(Encoding::Binary)), json);
+            prop_assert_eq!(reassemble(header, envelope.body(Encoding::Binary)), &*json);
             prop_assert_eq!(envelope.sdk_app_id, event.sdk_app_id);
             prop_assert_eq!(envelope.platform, event.client_platform);
         }

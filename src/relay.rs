@@ -95,7 +95,8 @@ impl Relay {
             // What is ready is done first: with no time to drain, a round that has ended still counts.
             biased;
             result = self.work(stop) => result?,
-            () = out_of_time => {}
+            // What is settled by then shall count as such.
+            () = out_of_time => drop(timeout(PATIENCE, self.outbox.flush()).await),
         }
         self.sink.close().await;
         let left = self.outbox.pending();
@@ -357,6 +358,7 @@ mod tests {
                 history: Duration::from_secs(3600),
                 history_events: 1000,
                 quarantine_events: 1,
+                history_gives_way: false,
             };
             let metrics = Arc::new(Metrics::new("embedded"));
             let (outbox, workers) = Outbox::open(&config, 1000, metrics.clone()).unwrap();
@@ -374,6 +376,7 @@ mod tests {
                 batch: 10,
                 retry_min: Duration::from_millis(1),
                 retry_max: Duration::from_millis(4),
+                confirm_timeout: Duration::from_secs(1),
                 drain_timeout: Duration::from_millis(50),
             };
             let reader = self.outbox.reader().unwrap();

@@ -129,7 +129,11 @@ pub(super) fn open_for_reading(path: &Path) -> Result<Connection, OpenError> {
     if application != APPLICATION {
         return Err(OpenError::unusable(path, "it is no outbox of topic-bridge"));
     }
-    if found != VERSION {
+    if found < VERSION {
+        let reason = "an older release wrote it: start the bridge on it once";
+        return Err(OpenError::unusable(path, reason));
+    }
+    if found > VERSION {
         return Err(OpenError::TooNew { path: path.to_owned(), found, known: VERSION });
     }
     Ok(connection)

@@ -23,6 +23,7 @@ fn settings(folder: &TempDir) -> config::Outbox {
         history: Duration::from_secs(u64::from(u32::MAX)),
         history_events: 1000,
         quarantine_events: 3,
+        history_gives_way: false,
     }
 }
 
@@ -51,6 +52,17 @@ fn record(topic_id: &str, accepted_at: u64) -> Record {
 
 async fn append(outbox: &Outbox, topic_id: &str, accepted_at: u64) -> Outcome {
     outbox.append(record(topic_id, accepted_at)).unwrap().await.unwrap()
+}
+
+/// Appends so many at once. How many of them were accepted.
+async fn append_many(outbox: &Outbox, prefix: &str, count: u64) -> u64 {
+    let record = |number| record(&format!("{prefix}-{number}"), 1);
+    let answers: Vec<_> = (0..count).map(|number| outbox.append(record(number)).unwrap()).collect();
+    let mut accepted = 0;
+    for answer in answers {
+        accepted += u64::from(answer.await.unwrap() == Ok(Receipt::Accepted));
+    }
+    accepted
 }
 
 async fn quarantine(outbox: &Outbox) -> Outcome {
@@ -253,4 +265,32 @@ async fn an_outbox_has_one_process() {
     );
     close(workers).await;
     close(open(&settings).1).await;
+}
+
+#[tokio::test]
+async fn delivered_history_gives_way_before_a_callback_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let settings =
+        config::Outbox { history_gives_way: true, max_bytes: 1 << 20, ..settings(&folder) };
+    let (outbox, workers) = open(&settings);
+    // Some three times as much as there is room for, a part of it always still to be delivered.
+    for round in 0..60_u64 {
+        let taken = append_many(&outbox, &format!("t{round}"), 100).await;
+        assert_eq!(taken, 100, "in round {round}");
+        outbox.settle(settled(round * 100));
+        outbox.flush().await.unwrap();
+    }
+    let oldest = kept(&outbox)[0].0;
+    assert!((1000..=5901).contains(&oldest), "the oldest kept is {oldest}");
+    assert_eq!((outbox.pending(), *outbox.last().borrow()), (100, 6000));
+
+    // What is not delivered does not give way.
+    let mut taken = 0;
+    for round in 0..60 {
+        taken += append_many(&outbox, &format!("u{round}"), 100).await;
+    }
+    assert!(taken < 6000);
+    assert_eq!(kept(&outbox)[0].0, 5901);
+    assert_eq!(outbox.pending(), 100 + taken);
+    close(workers).await;
 }

@@ -46,6 +46,11 @@ pub(super) fn checkpoint(connection: &Connection, mode: &str) -> rusqlite::Resul
     statement.query_row([], |row| Ok((row.get(1)?, row.get(2)?)))
 }
 
+/// Percent of `outbox.max_bytes` in use at which delivered history begins to give way, and at which
+/// it need not any more.
+const CROWDED: u64 = 90;
+const ENOUGH_ROOM: u64 = 80;
+
 impl Writer {
     /// Checkpoints when it is time, and learns how large the file is.
     pub(super) fn look_after_log(&mut self) -> rusqlite::Result<()> {
@@ -64,6 +69,18 @@ impl Writer {
         let (pages, free) = self.pages()?;
         let used = u64::try_from(pages - free).unwrap_or(0) * self.page_size;
         self.gauges.bytes.store(used, Relaxed);
+        if self.config.history_gives_way {
+            let share = |percent| self.config.max_bytes / 100 * percent;
+            let is_over = used > share(if self.is_crowded { ENOUGH_ROOM } else { CROWDED });
+            if is_over && !self.is_crowded {
+                tracing::warn!(
+                    used,
+                    max_bytes = self.config.max_bytes,
+                    "little room is left in the outbox: delivered events go before outbox.history"
+                );
+            }
+            self.is_crowded = is_over;
+        }
         Ok(())
     }
 

@@ -69,6 +69,8 @@ pub(super) struct Writer {
     pub(super) oldest: u64,
     /// Up to here the history has served its time.
     pub(super) trim_to: u64,
+    /// So little room is left that the history gives way, if it may.
+    pub(super) is_crowded: bool,
     /// No event from here on may be trimmed: it is still to be tried again.
     first_deferred: u64,
     pub(super) log_pages: i64,
@@ -129,6 +131,7 @@ pub(super) fn start(
         position: 0,
         oldest: 1,
         trim_to: 0,
+        is_crowded: false,
         first_deferred: u64::MAX,
         log_pages: 0,
         sync: None,
@@ -373,6 +376,9 @@ impl Writer {
                     self.metrics.commit_events.observe(written.accepted as f64);
                 }
                 self.unmeasured += written.bytes;
+                if written.trimmed_to.is_some() && self.is_crowded {
+                    Trouble::tolerate(self.measure())?; // to give up no more than is needed
+                }
                 if self.unmeasured >= MEASURE_EVERY {
                     Trouble::tolerate(self.look_after_log())?;
                 }
@@ -559,7 +565,8 @@ impl Writer {
     fn trimmable(&self) -> u64 {
         let settled = self.settled_through().min(self.first_deferred - 1);
         let too_many = self.position.saturating_sub(self.config.history_events);
-        self.trim_to.max(too_many).min(settled)
+        let crowded_out = if self.is_crowded { settled } else { 0 };
+        self.trim_to.max(too_many).max(crowded_out).min(settled)
     }
 
     pub(super) fn take(&self) {

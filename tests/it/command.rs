@@ -98,7 +98,7 @@ fn every_fault_is_named_with_its_place() {
         &with_app("[log]\nlevel = \"loud\""),
         &[r#""loud" is not one of "error", "warn", "info""#],
     );
-    check(&with_app("sink = \"kafka\""), &[r#"sink ("#, r#""kafka" is not one of "embedded""#]);
+    check(&with_app("sink = \"pulsar\""), &[r#"sink ("#, r#""pulsar" is not one of "embedded", "kafka""#]);
     check(
         &with_app("[relay]\nretry_min = \"1m\""),
         &["relay.retry_min: is longer than relay.retry_max"],
@@ -418,8 +418,32 @@ fn an_outbox_of_a_newer_release_is_refused_untouched() {
     };
     set_version(99);
     check_untouched(&bridge.outbox(), &["schema version 99", "newer topic-bridge"]);
-    set_version(1);
+    set_version(2);
     assert_eq!(bridge.restart(&[]).events().len(), 1);
+}
+
+#[test]
+fn an_outbox_of_an_older_release_is_brought_up_to_date() {
+    let mut bridge = Bridge::start(&[]);
+    assert_eq!(bridge.call(SAMPLE).status, 200);
+    bridge.signal("TERM");
+    assert_eq!(bridge.ended().code(), Some(0));
+    let outbox = rusqlite::Connection::open(bridge.outbox()).unwrap();
+    let as_it_was = "ALTER TABLE events DROP COLUMN traceparent;
+        ALTER TABLE dead_letters DROP COLUMN traceparent; PRAGMA user_version = 1;";
+    outbox.execute_batch(as_it_was).unwrap();
+    outbox.close().unwrap();
+    let mut command = program();
+    command.args(["outbox", "status", "--set"]);
+    let ended = run(command.arg(format!("outbox.path={}", bridge.outbox().display())));
+    assert_eq!(ended.code, Some(1));
+    assert!(ended.stderr.contains("an older release"), "{ended:?}");
+
+    let bridge = bridge.restart(&[]);
+    assert_eq!(bridge.events().len(), 1);
+    assert_eq!(bridge.call(&body("later")).status, 200);
+    assert_eq!(bridge.events().len(), 2);
+    assert!(bridge.log().contains("brought the outbox up to date"), "{}", bridge.log());
 }
 
 #[test]

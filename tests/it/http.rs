@@ -130,6 +130,28 @@ pub(crate) fn post(address: SocketAddr, target: &str, body: &[u8]) -> Reply {
     Connection::open(address).request("POST", target, &[], body)
 }
 
+pub(crate) fn request(
+    address: SocketAddr,
+    method: &str,
+    target: &str,
+    headers: &[&str],
+    body: &[u8],
+) -> Reply {
+    Connection::open(address).request(method, target, headers, body)
+}
+
+/// A callback to a bridge that may be killed at any moment: without an answer it is an error.
+pub(crate) fn try_post(address: SocketAddr, target: &str, body: &[u8]) -> std::io::Result<Reply> {
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.write_all(&head("POST", target, &["Connection: close"], body.len()))?;
+    stream.write_all(body)?;
+    let mut unread = Vec::new();
+    stream.read_to_end(&mut unread)?;
+    let mut connection = Connection { stream, unread };
+    connection.reply().ok_or_else(|| std::io::ErrorKind::UnexpectedEof.into())
+}
+
 pub(crate) fn get(address: SocketAddr, target: &str, headers: &[&str]) -> Reply {
     Connection::open(address).request("GET", target, headers, b"")
 }

@@ -8,8 +8,10 @@
 )]
 
 mod bridge;
+mod broker;
 mod http;
 
+mod brokers;
 mod command;
 mod crash;
 mod disk;

@@ -1,0 +1,157 @@
+//! The RabbitMQ sink: publishes to a durable topic exchange over one connection and one channel with
+//! publisher confirms, a whole batch in flight at once. A connection that failed in any way, or left a
+//! confirm open, is thrown away; the next call builds a new one. lapin's own recovery stays off: it
+//! gives up for good after a while, and says nothing meanwhile.
+
+mod batch;
+mod connection;
+mod errors;
+mod examine;
+mod message;
+mod tail;
+mod topology;
+
+use std::time::Duration;
+
+use anyhow::{bail, ensure};
+use tokio::time::timeout;
+
+use super::{Kind, Reason, Verdict};
+use crate::config::{self, Config};
+use crate::event::{Encoding, Envelope};
+use crate::outbox::Stored;
+use connection::{Address, Link};
+use message::Message;
+
+pub(super) use examine::examine;
+pub(super) use tail::tail;
+
+pub(super) struct Rabbitmq {
+    config: config::Rabbitmq,
+    address: Address,
+    encoding: Encoding,
+    /// For each of: connecting, checking the topology, confirming a batch.
+    patience: Duration,
+    /// Taken while it is in use, so that a call that is dropped midway takes it along: nobody knows
+    /// what is still on its way then.
+    link: Option<Link>,
+}
+
+impl Rabbitmq {
+    pub(super) fn new(config: &Config) -> anyhow::Result<Self> {
+        let event_type = &config.naming.event_type;
+        ensure!(
+            event_type.len() <= message::SHORT,
+            "event.type: is {} bytes long, RabbitMQ takes at most {}",
+            event_type.len(),
+            message::SHORT
+        );
+        let Ok(address) = Address::new(&config.rabbitmq) else {
+            bail!(
+                "rabbitmq.url: user, password, virtual host or a parameter in it is not readable"
+            );
+        };
+        Ok(Rabbitmq {
+            config: config.rabbitmq.clone(),
+            address,
+            encoding: config.encoding,
+            patience: config.relay.confirm_timeout,
+            link: None,
+        })
+    }
+
+    pub(super) async fn ready(&mut self) -> Result<(), Reason> {
+        let had_one = self.link.is_some();
+        let mut link = self.link().await?;
+        let blocked = link.alarm.check();
+        if blocked.is_none() && had_one {
+            // Exchange and queue may have been deleted since.
+            self.declare(&link).await?;
+        }
+        self.link = Some(link);
+        blocked.map_or(Ok(()), Err)
+    }
+
+    pub(super) async fn deliver(&mut self, events: &[Stored]) -> Vec<Verdict> {
+        match self.try_deliver(events).await {
+            Ok(verdicts) => verdicts,
+            Err(reason) => vec![Verdict::Away(reason); events.len()],
+        }
+    }
+
+    pub(super) async fn close(self) {
+        if let Some(link) = self.link {
+            link.close().await;
+        }
+    }
+
+    async fn try_deliver(&mut self, events: &[Stored]) -> Result<Vec<Verdict>, Reason> {
+        let mut link = self.link().await?;
+        if let Some(blocked) = link.alarm.check() {
+            self.link = Some(link);
+            return Err(blocked);
+        }
+        let envelopes: Vec<_> = events.iter().map(|stored| Envelope::open(&stored.event)).collect();
+        let mut messages = Vec::with_capacity(events.len());
+        let mut unfit = Vec::new();
+        for (index, (stored, envelope)) in events.iter().zip(&envelopes).enumerate() {
+            let message = match envelope {
+                Ok(envelope) => Message::new(
+                    stored,
+                    envelope,
+                    self.encoding,
+                    &self.config.routing_key,
+                    link.frame_max(),
+                ),
+                Err(error) => Err(Reason::new(
+                    Kind::Invalid,
+                    format!("it cannot be read back from the outbox: {error}"),
+                )),
+            };
+            match message {
+                Ok(message) => messages.push(message),
+                Err(reason) => unfit.push((index, Verdict::Refused(reason))),
+            }
+        }
+
+        let published = link.publish(&self.config.exchange, messages, self.patience).await;
+        let mut verdicts = published.judge(&self.config.exchange);
+        if published.is_whole() {
+            self.link = Some(link);
+        } else if link.alarm.check().is_some() {
+            // A blocked connection is told when the alarm is over; a new one would not even know of
+            // it. But the open confirms belong to the channel.
+            link.channel = None;
+            self.link = Some(link);
+        } else {
+            link.close().await;
+        }
+        for (index, verdict) in unfit {
+            verdicts.insert(index, verdict);
+        }
+        Ok(verdicts)
+    }
+
+    /// The connection there is if it is sound, else a new one with the topology declared.
+    async fn link(&mut self) -> Result<Link, Reason> {
+        let mut link = match self.link.take().filter(Link::is_sound) {
+            Some(link) => link,
+            None => {
+                let link = Link::connect(&self.config, &self.address, self.patience).await?;
+                self.declare(&link).await?;
+                link
+            }
+        };
+        if link.channel.is_none() && link.alarm.check().is_none() {
+            let channel = timeout(self.patience, link.open_channel()).await;
+            channel.map_err(|_| errors::silent(self.patience))??;
+        }
+        Ok(link)
+    }
+
+    async fn declare(&self, link: &Link) -> Result<(), Reason> {
+        let declared = topology::declare(&link.connection, &self.config, &self.address.uri.vhost);
+        let declared = timeout(self.patience, declared).await;
+        declared.map_err(|_| errors::silent(self.patience))?
+    }
+}

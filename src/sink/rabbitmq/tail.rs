@@ -1,0 +1,191 @@
+//! `tail`: a queue of its own, bound to all of the exchange, that goes when the connection does.
+//!
+//! While it is there no event is unroutable, so where nobody else has bound a queue the events seen
+//! here are delivered, and gone.
+
+use std::collections::HashSet;
+
+use anyhow::{Context as _, anyhow, bail};
+use futures_util::StreamExt as _;
+use lapin::message::Delivery;
+use lapin::options::{
+    BasicAckOptions, BasicConsumeOptions, BasicGetOptions, BasicQosOptions, QueueBindOptions,
+    QueueDeclareOptions,
+};
+use lapin::types::{AMQPValue, FieldTable, ShortString};
+use lapin::{BasicProperties, Channel, Connection};
+use serde_json::value::RawValue;
+use tokio::sync::mpsc;
+
+use super::super::Reason;
+use super::connection::Link;
+use super::message::PREFIX;
+use super::{Rabbitmq, topology};
+use crate::config::Config;
+
+/// Events on their way to a reader that has not caught up.
+const PREFETCH: u16 = 256;
+
+/// Events kept by the broker for a reader that has stopped reading; then the oldest are dropped, so
+/// that looking on never fills the broker.
+const MOST_WAITING: i32 = 100_000;
+
+/// With `from_start`, first shows what waits in the configured queue, and gives it back. Each such look
+/// counts as a delivery where the queue has a delivery limit (quorum queues, 20 from RabbitMQ 4.0 on):
+/// past it the broker drops the event, or dead-letters it.
+pub(in crate::sink) async fn tail(
+    config: &Config,
+    from_start: bool,
+    lines: mpsc::Sender<String>,
+) -> anyhow::Result<()> {
+    let sink = Rabbitmq::new(config)?;
+    let past = match (from_start, &sink.config.queue) {
+        (false, _) => None,
+        (true, Some(queue)) => Some(queue.as_str()),
+        (true, None) => bail!(
+            "there is no past to show: an exchange keeps nothing, only queues do; name one in \
+             rabbitmq.queue, or leave --from-start out"
+        ),
+    };
+    let link = Link::connect(&sink.config, &sink.address, sink.patience).await.map_err(failed)?;
+    let result = tokio::select! {
+        result = show(&link.connection, &sink.config.exchange, past, &lines) => result,
+        () = lines.closed() => Ok(()),
+    };
+    link.close().await;
+    result
+}
+
+async fn show(
+    connection: &Connection,
+    exchange: &str,
+    past: Option<&str>,
+    lines: &mpsc::Sender<String>,
+) -> anyhow::Result<()> {
+    let channel = connection.create_channel().await?;
+    // Bound before the past is looked at, so that nothing is missed in between.
+    let own = bind_own(&channel, exchange)
+        .await
+        .with_context(|| format!("cannot bind a queue to the exchange {exchange:?}"))?;
+    let mut shown = HashSet::new();
+    if let Some(queue) = past {
+        shown = show_past(connection, queue, lines)
+            .await
+            .with_context(|| format!("cannot show what waits in the queue {queue:?}"))?;
+    }
+    channel.basic_qos(PREFETCH, BasicQosOptions::default()).await?;
+    let (options, arguments) = (BasicConsumeOptions::default(), FieldTable::default());
+    let mut events = channel.basic_consume(own, "".into(), options, arguments).await?;
+    while let Some(delivery) = events.next().await {
+        let delivery = delivery.context("the connection to RabbitMQ is lost")?;
+        let is_new = !id(&delivery.properties).is_some_and(|id| shown.remove(id));
+        if is_new
+            && let Some(line) = line(&delivery)
+            && lines.send(line).await.is_err()
+        {
+            return Ok(());
+        }
+        delivery.ack(BasicAckOptions::default()).await?;
+    }
+    Err(anyhow!("RabbitMQ has ended the subscription"))
+}
+
+async fn bind_own(channel: &Channel, exchange: &str) -> Result<ShortString, lapin::Error> {
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-max-length".into(), AMQPValue::LongInt(MOST_WAITING));
+    let options = QueueDeclareOptions { exclusive: true, auto_delete: true, ..Default::default() };
+    let own = channel.queue_declare("".into(), options, arguments).await?.name().clone();
+    let (options, arguments) = (QueueBindOptions::default(), FieldTable::default());
+    let everything = topology::EVERYTHING.into();
+    channel.queue_bind(own.clone(), exchange.into(), everything, options, arguments).await?;
+    Ok(own)
+}
+
+/// Shows what waits in `queue` now, and returns the ids. What a closing channel has not acknowledged
+/// goes back to its place in the queue.
+async fn show_past(
+    connection: &Connection,
+    queue: &str,
+    lines: &mpsc::Sender<String>,
+) -> anyhow::Result<HashSet<String>> {
+    let waiting = topology::declare_queue(connection, queue, true).await?.message_count();
+    let channel = connection.create_channel().await?;
+    let mut shown = HashSet::new();
+    for _ in 0..waiting {
+        let Some(got) = channel.basic_get(queue.into(), BasicGetOptions::default()).await? else {
+            break;
+        };
+        shown.extend(id(&got.properties).map(str::to_owned));
+        if let Some(line) = line(&got.delivery) {
+            lines.send(line).await?;
+        }
+    }
+    channel.close(200, "OK".into()).await?;
+    Ok(shown)
+}
+
+fn failed(reason: Reason) -> anyhow::Error {
+    anyhow!(reason.text)
+}
+
+fn id(properties: &BasicProperties) -> Option<&str> {
+    properties.message_id().as_ref().map(ShortString::as_str)
+}
+
+/// The CloudEvent on one line, if the message is one.
+fn line(delivery: &Delivery) -> Option<String> {
+    let body = str::from_utf8(&delivery.data).ok()?;
+    let properties = &delivery.properties;
+    let content_type = properties.content_type().as_ref().map_or("", ShortString::as_str);
+    if content_type.starts_with("application/cloudevents+json") {
+        // JSON has line breaks between its words only.
+        return Some(body.replace(['\r', '\n'], " "));
+    }
+    let headers = properties.headers().as_ref()?.into_iter();
+    let attributes = headers.filter_map(|(name, value)| match value {
+        AMQPValue::LongString(value) => {
+            let name = name.as_str().strip_prefix(PREFIX)?;
+            Some((name, str::from_utf8(value.as_bytes()).ok()?))
+        }
+        _ => None,
+    });
+    let mut attributes: Vec<_> = attributes.collect();
+    if !attributes.iter().any(|(name, _)| *name == "specversion") {
+        return None;
+    }
+    attributes.push(("datacontenttype", content_type));
+    Some(reassemble(attributes.into_iter(), body))
+}
+
+/// A CloudEvent of binary mode put together again, as it would have been in structured mode.
+fn reassemble<'a>(attributes: impl Iterator<Item = (&'a str, &'a str)>, data: &str) -> String {
+    const ORDER: [&str; 9] = [
+        "specversion",
+        "id",
+        "type",
+        "source",
+        "subject",
+        "time",
+        "datacontenttype",
+        "dataschema",
+        "partitionkey",
+    ];
+    let place = |name: &str| ORDER.iter().position(|known| *known == name).unwrap_or(ORDER.len());
+    let mut attributes: Vec<_> = attributes.collect();
+    attributes.sort_by_key(|(name, _)| place(name));
+    let quoted = |text: &str| serde_json::Value::from(text).to_string();
+    let mut json = String::with_capacity(data.len() + 512);
+    for (name, value) in attributes {
+        json.push(if json.is_empty() { '{' } else { ',' });
+        json.push_str(&quoted(name));
+        json.push(':');
+        json.push_str(&quoted(value));
+    }
+    json.push_str(",\"data\":");
+    match serde_json::from_str::<&RawValue>(data) {
+        Ok(data) => json.push_str(&data.get().replace(['\r', '\n'], " ")),
+        Err(_) => json.push_str(&quoted(data)),
+    }
+    json.push('}');
+    json
+}
