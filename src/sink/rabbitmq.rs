@@ -9,6 +9,8 @@ mod errors;
 mod examine;
 mod message;
 mod tail;
+#[cfg(test)]
+mod tests;
 mod topology;
 
 use std::time::Duration;
@@ -16,7 +18,7 @@ use std::time::Duration;
 use anyhow::{bail, ensure};
 use tokio::time::timeout;
 
-use super::{Kind, Reason, Verdict};
+use super::{Reason, Verdict};
 use crate::config::{self, Config};
 use crate::event::{Encoding, Envelope};
 use crate::outbox::Stored;
@@ -26,11 +28,11 @@ use message::Message;
 pub(super) use examine::examine;
 pub(super) use tail::tail;
 
-pub(super) struct Rabbitmq {
+pub(crate) struct Rabbitmq {
     config: config::Rabbitmq,
     address: Address,
     encoding: Encoding,
-    /// For each of: connecting, checking the topology, confirming a batch.
+    /// For connecting, for declaring, and for confirming a batch: for each as long.
     patience: Duration,
     /// Taken while it is in use, so that a call that is dropped midway takes it along: nobody knows
     /// what is still on its way then.
@@ -61,15 +63,14 @@ impl Rabbitmq {
     }
 
     pub(super) async fn ready(&mut self) -> Result<(), Reason> {
-        let had_one = self.link.is_some();
         let mut link = self.link().await?;
-        let blocked = link.alarm.check();
-        if blocked.is_none() && had_one {
-            // Exchange and queue may have been deleted since.
-            self.declare(&link).await?;
+        if let Some(blocked) = link.alarm.check() {
+            self.link = Some(link);
+            return Err(blocked);
         }
-        self.link = Some(link);
-        blocked.map_or(Ok(()), Err)
+        // Exchange and queue may have been deleted since.
+        self.link = Some(self.declared(link).await?);
+        Ok(())
     }
 
     pub(super) async fn deliver(&mut self, events: &[Stored]) -> Vec<Verdict> {
@@ -91,23 +92,15 @@ impl Rabbitmq {
             self.link = Some(link);
             return Err(blocked);
         }
+        let (routing_key, frame_max) = (&self.config.routing_key, link.frame_max());
         let envelopes: Vec<_> = events.iter().map(|stored| Envelope::open(&stored.event)).collect();
         let mut messages = Vec::with_capacity(events.len());
         let mut unfit = Vec::new();
         for (index, (stored, envelope)) in events.iter().zip(&envelopes).enumerate() {
-            let message = match envelope {
-                Ok(envelope) => Message::new(
-                    stored,
-                    envelope,
-                    self.encoding,
-                    &self.config.routing_key,
-                    link.frame_max(),
-                ),
-                Err(error) => Err(Reason::new(
-                    Kind::Invalid,
-                    format!("it cannot be read back from the outbox: {error}"),
-                )),
-            };
+            let envelope = envelope.as_ref().map_err(message::unreadable);
+            let message = envelope.and_then(|envelope| {
+                Message::new(stored, envelope, self.encoding, routing_key, frame_max)
+            });
             match message {
                 Ok(message) => messages.push(message),
                 Err(reason) => unfit.push((index, Verdict::Refused(reason))),
@@ -123,7 +116,7 @@ impl Rabbitmq {
             // it. But the open confirms belong to the channel.
             link.channel = None;
             self.link = Some(link);
-        } else {
+        } else if published.has_answers() {
             link.close().await;
         }
         for (index, verdict) in unfit {
@@ -138,20 +131,26 @@ impl Rabbitmq {
             Some(link) => link,
             None => {
                 let link = Link::connect(&self.config, &self.address, self.patience).await?;
-                self.declare(&link).await?;
-                link
+                self.declared(link).await?
             }
         };
         if link.channel.is_none() && link.alarm.check().is_none() {
-            let channel = timeout(self.patience, link.open_channel()).await;
-            channel.map_err(|_| errors::silent(self.patience))??;
+            let opened = timeout(self.patience, link.open_channel()).await;
+            opened.map_err(|_| errors::silent(self.patience))??;
         }
         Ok(link)
     }
 
-    async fn declare(&self, link: &Link) -> Result<(), Reason> {
-        let declared = topology::declare(&link.connection, &self.config, &self.address.uri.vhost);
-        let declared = timeout(self.patience, declared).await;
-        declared.map_err(|_| errors::silent(self.patience))?
+    /// Gives the link back if exchange and queue are as they should be.
+    async fn declared(&self, link: Link) -> Result<Link, Reason> {
+        let declaring = topology::declare(&link.connection, &self.config, &self.address.uri.vhost);
+        match timeout(self.patience, declaring).await {
+            Ok(Ok(())) => Ok(link),
+            Ok(Err(reason)) => {
+                link.close().await;
+                Err(reason)
+            }
+            Err(_) => Err(errors::silent(self.patience)),
+        }
     }
 }

@@ -73,7 +73,8 @@ impl Link {
         let cut_off = cut_off.unwrap_or_else(|| {
             let text = format!(
                 "RabbitMQ has not confirmed every event within {patience:?} \
-                 (relay.confirm_timeout): it is overloaded, or a queue has lost most of its replicas"
+                 (relay.confirm_timeout): it is overloaded, or a queue has lost its leader or most of its \
+                 replicas"
             );
             Reason::new(Kind::Timeout, text)
         });
@@ -106,6 +107,11 @@ impl Published<'_> {
             matches!(sent.answer, Some(Ok(Confirmation::Ack(_) | Confirmation::Nack(_))))
         };
         self.sent.iter().all(is_confirmed)
+    }
+
+    /// Whether something came back for each message, be it an error.
+    pub(super) fn has_answers(&self) -> bool {
+        self.sent.iter().all(|sent| sent.answer.is_some())
     }
 
     pub(super) fn judge(&self, exchange: &str) -> Vec<Verdict> {

@@ -87,8 +87,7 @@ impl Link {
         address: &Address,
         within: Duration,
     ) -> Result<Self, Reason> {
-        let uri = address.with_credentials(config)?;
-        let tls = read_tls(&config.tls)?;
+        let (uri, tls) = prepare(config, address)?;
         let cord = Arc::new(Cord::default());
         let connecting = timeout(within, connect(uri, tls, &cord)).await;
         let connection = connecting
@@ -192,6 +191,14 @@ impl Drop for Cord {
             let _ = socket.shutdown(Shutdown::Both); // fails if the other side was faster
         }
     }
+}
+
+/// What is read from files: an error is one of theirs.
+pub(super) fn prepare(
+    config: &config::Rabbitmq,
+    address: &Address,
+) -> Result<(AMQPUri, OwnedTLSConfig), Reason> {
+    Ok((address.with_credentials(config)?, read_tls(&config.tls)?))
 }
 
 async fn connect(

@@ -10,36 +10,41 @@ use super::super::{Kind, Reason};
 
 /// Any error on an open connection.
 pub(super) fn sort(error: &Error) -> Reason {
-    match error.kind() {
+    let (kind, text) = match error.kind() {
         ErrorKind::ProtocolError(error) => answer(error.get_id(), error.get_message().as_str()),
-        ErrorKind::IOError(error) => no_io(error),
-        ErrorKind::MissingHeartbeatError => Reason::new(
-            Kind::Unreachable,
-            "RabbitMQ is silent, it sends not even heartbeats: it hangs, or the network is cut",
-        ),
+        ErrorKind::IOError(error) => {
+            (no_io(error).0, format!("the connection to RabbitMQ is lost: {error}"))
+        }
+        ErrorKind::MissingHeartbeatError => {
+            let text =
+                "RabbitMQ is silent, not even heartbeats come: it hangs, or the network is cut";
+            (Kind::Unreachable, text.into())
+        }
         ErrorKind::InvalidChannel(_)
         | ErrorKind::InvalidChannelState(..)
         | ErrorKind::InvalidConnectionState(_)
         | ErrorKind::RuntimeShutdownError(_) => {
-            Reason::new(Kind::Unreachable, format!("the connection to RabbitMQ is lost: {error}"))
+            (Kind::Unreachable, format!("the connection to RabbitMQ is lost: {error}"))
         }
-        ErrorKind::InvalidProtocolVersion(_) | ErrorKind::ParsingError(_) => Reason::new(
-            Kind::Unreachable,
-            format!("what answers is no RabbitMQ: {error}; is the port in rabbitmq.url right?"),
-        ),
-        ErrorKind::AuthProviderError(_) => Reason::new(Kind::Credentials, error.to_string()),
-        _ => Reason::new(Kind::Other, error.to_string()),
-    }
+        ErrorKind::InvalidProtocolVersion(_) | ErrorKind::ParsingError(_) => {
+            let text = format!("what answers is no RabbitMQ: {error}; look at rabbitmq.url's port");
+            (Kind::Unreachable, text)
+        }
+        ErrorKind::AuthProviderError(_) => (Kind::Credentials, error.to_string()),
+        _ => (Kind::Other, error.to_string()),
+    };
+    Reason::new(kind, text)
 }
 
 /// An error before there is a connection; `address` is where to.
 pub(super) fn sort_at_connecting(error: &Error, address: &str) -> Reason {
-    let Reason { kind, mut text } = sort(error);
-    if let ErrorKind::IOError(error) = error.kind()
-        && error.kind() == io::ErrorKind::ConnectionAborted
-    {
-        text.push_str("; a port for TLS wants amqps:// in rabbitmq.url, another one amqp://");
-    }
+    let Reason { kind, text } = match error.kind() {
+        ErrorKind::IOError(error) => {
+            let (kind, advice) = no_io(error);
+            Reason::new(kind, format!("{error}{advice}"))
+        }
+        _ => sort(error),
+    };
     Reason::new(kind, format!("cannot connect to {address}: {text}"))
 }
 
@@ -50,7 +55,7 @@ pub(super) fn silent(patience: Duration) -> Reason {
 }
 
 /// The broker closed the channel or the connection, with a code and a text.
-fn answer(code: u16, says: &str) -> Reason {
+fn answer(code: u16, says: &str) -> (Kind, String) {
     let has = |part| says.contains(part);
     let (kind, advice) = match code {
         311 => (Kind::TooLarge, "raise max_message_size there, or lower ingress.max_body_bytes"),
@@ -75,7 +80,7 @@ fn answer(code: u16, says: &str) -> Reason {
         530 => (Kind::Topology, "look at the virtual host in rabbitmq.url"),
         _ => (Kind::Other, "see its log"),
     };
-    Reason::new(kind, format!("RabbitMQ says {says}: {advice}"))
+    (kind, format!("RabbitMQ says {says}: {advice}"))
 }
 
 /// The largest message that the broker takes, of what it says of one that was larger: "message size
@@ -86,17 +91,24 @@ pub(super) fn size_limit(text: &str) -> Option<usize> {
     digits.parse().ok()
 }
 
-fn no_io(error: &io::Error) -> Reason {
+/// What an error of the network or of TLS means, and what to look at if it comes at connecting.
+fn no_io(error: &io::Error) -> (Kind, &'static str) {
+    use io::ErrorKind::{ConnectionAborted, ConnectionReset};
     let text = error.to_string();
-    let (kind, advice) = if text.contains("invalid peer certificate") {
+    if text.contains("invalid peer certificate") {
         let advice = "; does rabbitmq.tls.ca_file name its authority, and rabbitmq.url its name?";
         (Kind::Unreachable, advice)
     } else if text.contains("received fatal alert") {
         (Kind::Credentials, "; does it want a certificate, rabbitmq.tls.cert_file and key_file?")
+    } else if matches!(error.kind(), ConnectionAborted | ConnectionReset)
+        || text.contains("corrupt message")
+    {
+        let advice =
+            "; does the port want TLS (amqps://) or not (amqp://), or another certificate?";
+        (Kind::Unreachable, advice)
     } else {
         (Kind::Unreachable, "")
-    };
-    Reason::new(kind, format!("no connection to RabbitMQ: {text}{advice}"))
+    }
 }
 
 #[cfg(test)]

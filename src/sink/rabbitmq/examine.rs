@@ -3,8 +3,8 @@
 use lapin::{Connection, Error};
 use tokio::time::timeout;
 
-use super::super::{Finding, Health, Kind};
-use super::connection::Link;
+use super::super::{Finding, Health, Kind, Reason};
+use super::connection::{self, Link};
 use super::topology::{self, Thing};
 use super::{Rabbitmq, errors};
 use crate::config::{Config, Declare};
@@ -14,37 +14,34 @@ pub(in crate::sink) async fn examine(config: &Config) -> Vec<Finding> {
         Ok(sink) => sink,
         Err(error) => return vec![finding("configuration", Health::Bad, error.to_string())],
     };
-    let mut findings = Vec::new();
-    let link = Link::connect(&sink.config, &sink.address, sink.patience).await;
-    let failed_at = match &link {
-        Ok(_) => None,
-        Err(reason) => match reason.kind {
-            Kind::Credentials => Some("credentials"),
-            Kind::Topology => Some("virtual host"),
-            _ => Some("connection"),
-        },
-    };
-    let vhost = &sink.address.uri.vhost;
-    let user =
-        link.as_ref().map_or_else(|_| String::new(), |link| link.connection.status().username());
-    for (point, text) in [
-        ("connection", format!("RabbitMQ answers at {}", sink.address.shown())),
-        ("credentials", format!("it lets the user {user:?} in")),
-        ("virtual host", format!("{vhost:?} is open to that user")),
-    ] {
-        match &link {
-            Err(reason) if failed_at == Some(point) => {
-                findings.push(finding(point, Health::Bad, reason.text.clone()));
-                return findings;
-            }
-            Ok(_) => findings.push(finding(point, Health::Good, text)),
-            Err(_) if point == "connection" => findings.push(finding(point, Health::Good, text)),
-            Err(_) => {} // the broker did not get so far as to say
-        }
+    look_at(&sink).await
+}
+
+async fn look_at(sink: &Rabbitmq) -> Vec<Finding> {
+    if let Err(reason) = connection::prepare(&sink.config, &sink.address) {
+        return vec![finding("credentials", Health::Bad, reason.text)];
     }
-    let Ok(link) = link else { return findings };
-    findings.push(look(&sink, exchange(&sink, &link.connection), "exchange").await);
-    findings.push(look(&sink, queue(&sink, &link.connection), "queue").await);
+    let answers = format!("RabbitMQ answers at {}", sink.address.shown());
+    let answers = finding("connection", Health::Good, answers);
+    let link = match Link::connect(&sink.config, &sink.address, sink.patience).await {
+        Ok(link) => link,
+        Err(Reason { kind: Kind::Credentials, text }) => {
+            return vec![answers, finding("credentials", Health::Bad, text)];
+        }
+        Err(Reason { kind: Kind::Topology, text }) => {
+            return vec![answers, finding("virtual host", Health::Bad, text)];
+        }
+        Err(reason) => return vec![finding("connection", Health::Bad, reason.text)],
+    };
+    let status = link.connection.status();
+    let (user, vhost) = (status.username(), status.vhost());
+    let findings = vec![
+        answers,
+        finding("credentials", Health::Good, format!("it lets the user {user:?} in")),
+        finding("virtual host", Health::Good, format!("{:?} is open to that user", vhost.as_str())),
+        look(sink, exchange(sink, &link.connection), "exchange").await,
+        look(sink, queue(sink, &link.connection), "queue").await,
+    ];
     link.close().await;
     findings
 }

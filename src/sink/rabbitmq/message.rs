@@ -37,12 +37,11 @@ impl<'a> Message<'a> {
         routing_key: &Template,
         frame_max: usize,
     ) -> Result<Self, Reason> {
-        let headers = match encoding {
+        let mut headers = match encoding {
             Encoding::Structured => FieldTable::default(),
             Encoding::Binary => attributes(envelope, frame_max)?,
         };
         let traceparent = stored.traceparent.clone().unwrap_or_else(|| envelope.own_traceparent());
-        let mut headers = headers;
         headers.insert("traceparent".into(), AMQPValue::LongString(traceparent.into()));
         let properties = BasicProperties::default()
             .with_delivery_mode(PERSISTENT)
@@ -59,6 +58,11 @@ impl<'a> Message<'a> {
             body: envelope.body(encoding).as_bytes(),
         })
     }
+}
+
+/// An event that is in the outbox, and is none.
+pub(super) fn unreadable(error: &serde_json::Error) -> Reason {
+    Reason::new(Kind::Invalid, format!("it cannot be read back from the outbox: {error}"))
 }
 
 fn attributes(envelope: &Envelope, frame_max: usize) -> Result<FieldTable, Reason> {
@@ -83,4 +87,84 @@ fn short(what: &str, text: impl Into<String>) -> Result<ShortString, Reason> {
     ShortString::try_new(text).map_err(|error| {
         Reason::new(Kind::Invalid, format!("its {what} is too long for AMQP: {error}"))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EVENT: &str = r#"{"specversion":"1.0","id":"cf3f2bd2-ed1d-5a5c-8c6c-2e1b39ac4e1c","type":"t.v1","source":"/apps/1","subject":"tö.pic","time":"2026-11-22T18:00:00.123Z","datacontenttype":"application/json","dataschema":"urn:topic-bridge:schema:topic-created:v1","partitionkey":"group","data":{"sdk_app_id":1}}"#;
+
+    fn stored(traceparent: Option<&str>) -> Stored {
+        let (event, traceparent) = (EVENT.into(), traceparent.map(str::to_owned));
+        Stored { position: 1, accepted_at: 1_700_000_000_999, event, traceparent }
+    }
+
+    fn header(message: &Message, name: &str) -> Option<String> {
+        match message.properties.headers().as_ref()?.inner().get(name)? {
+            AMQPValue::LongString(value) => Some(value.to_string()),
+            other => panic!("{name} is {other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_message_says_what_it_is_in_both_encodings() {
+        let stored = stored(None);
+        let envelope = Envelope::open(&stored.event).unwrap();
+        let key = Template::parse("topic.{topic_id}").unwrap();
+        for (encoding, content_type) in [
+            (Encoding::Structured, "application/cloudevents+json; charset=UTF-8"),
+            (Encoding::Binary, "application/json"),
+        ] {
+            let message = Message::new(&stored, &envelope, encoding, &key, 131_072).unwrap();
+            let properties = &message.properties;
+            assert_eq!(*properties.delivery_mode(), Some(2));
+            assert_eq!(
+                *properties.message_id(),
+                Some("cf3f2bd2-ed1d-5a5c-8c6c-2e1b39ac4e1c".into())
+            );
+            assert_eq!(*properties.timestamp(), Some(1_700_000_000));
+            assert_eq!(*properties.content_type(), Some(content_type.into()));
+            assert_eq!(*properties.kind(), Some("t.v1".into()));
+            assert_eq!(*properties.app_id(), Some("topic-bridge".into()));
+            assert_eq!(message.routing_key.as_str(), "topic.t%C3%B6%2Epic");
+            let own = "00-cf3f2bd2ed1d5a5c8c6c2e1b39ac4e1c-8c6c2e1b39ac4e1c-01";
+            assert_eq!(header(&message, "traceparent").unwrap(), own);
+            let count = properties.headers().as_ref().unwrap().inner().len();
+            if encoding == Encoding::Structured {
+                assert_eq!((message.body, count), (EVENT.as_bytes(), 1));
+            } else {
+                assert_eq!((message.body, count), (&br#"{"sdk_app_id":1}"#[..], 9));
+                assert_eq!(header(&message, "cloudEvents_subject").unwrap(), "tö.pic");
+                assert_eq!(header(&message, "cloudEvents_specversion").unwrap(), "1.0");
+            }
+        }
+    }
+
+    #[test]
+    fn the_trace_that_the_callback_brought_goes_along() {
+        let brought = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let stored = stored(Some(brought));
+        let envelope = Envelope::open(&stored.event).unwrap();
+        let key = Template::parse("topic").unwrap();
+        let message =
+            Message::new(&stored, &envelope, Encoding::Structured, &key, 131_072).unwrap();
+        assert_eq!(header(&message, "traceparent").unwrap(), brought);
+    }
+
+    #[test]
+    fn what_amqp_has_no_room_for_is_refused() {
+        let stored = stored(None);
+        let mut envelope = Envelope::open(&stored.event).unwrap();
+        let key = Template::parse("topic.{topic_id}").unwrap();
+        let mut check = |topic_id: String, encoding, expected: &str| {
+            envelope.topic_id = topic_id.into();
+            let message = Message::new(&stored, &envelope, encoding, &key, 8192);
+            let text = message.map_or_else(|reason| reason.text, |_| "fine".into());
+            assert!(text.starts_with(expected), "{text}");
+        };
+        check("x".repeat(249), Encoding::Structured, "fine");
+        check("x".repeat(250), Encoding::Structured, "its routing key is too long for AMQP");
+        check("x".repeat(6200), Encoding::Binary, "its attributes are");
+    }
 }

@@ -22,6 +22,7 @@ use super::connection::Link;
 use super::message::PREFIX;
 use super::{Rabbitmq, topology};
 use crate::config::Config;
+use crate::event::reassemble;
 
 /// Events on their way to a reader that has not caught up.
 const PREFETCH: u16 = 256;
@@ -132,7 +133,7 @@ fn id(properties: &BasicProperties) -> Option<&str> {
     properties.message_id().as_ref().map(ShortString::as_str)
 }
 
-/// The CloudEvent on one line, if the message is one.
+/// The CloudEvent as a line, if the message is one: others may publish to the exchange too.
 fn line(delivery: &Delivery) -> Option<String> {
     let body = str::from_utf8(&delivery.data).ok()?;
     let properties = &delivery.properties;
@@ -141,51 +142,13 @@ fn line(delivery: &Delivery) -> Option<String> {
         // JSON has line breaks between its words only.
         return Some(body.replace(['\r', '\n'], " "));
     }
-    let headers = properties.headers().as_ref()?.into_iter();
-    let attributes = headers.filter_map(|(name, value)| match value {
-        AMQPValue::LongString(value) => {
-            let name = name.as_str().strip_prefix(PREFIX)?;
-            Some((name, str::from_utf8(value.as_bytes()).ok()?))
-        }
+    let headers = properties.headers().as_ref()?.inner();
+    let attribute = |name: &str| match (name, headers.get(format!("{PREFIX}{name}").as_str())) {
+        ("datacontenttype", _) => Some(content_type.to_owned()),
+        (_, Some(AMQPValue::LongString(value))) => Some(value.to_string()),
         _ => None,
-    });
-    let mut attributes: Vec<_> = attributes.collect();
-    if !attributes.iter().any(|(name, _)| *name == "specversion") {
-        return None;
-    }
-    attributes.push(("datacontenttype", content_type));
-    Some(reassemble(attributes.into_iter(), body))
-}
-
-/// A CloudEvent of binary mode put together again, as it would have been in structured mode.
-fn reassemble<'a>(attributes: impl Iterator<Item = (&'a str, &'a str)>, data: &str) -> String {
-    const ORDER: [&str; 9] = [
-        "specversion",
-        "id",
-        "type",
-        "source",
-        "subject",
-        "time",
-        "datacontenttype",
-        "dataschema",
-        "partitionkey",
-    ];
-    let place = |name: &str| ORDER.iter().position(|known| *known == name).unwrap_or(ORDER.len());
-    let mut attributes: Vec<_> = attributes.collect();
-    attributes.sort_by_key(|(name, _)| place(name));
-    let quoted = |text: &str| serde_json::Value::from(text).to_string();
-    let mut json = String::with_capacity(data.len() + 512);
-    for (name, value) in attributes {
-        json.push(if json.is_empty() { '{' } else { ',' });
-        json.push_str(&quoted(name));
-        json.push(':');
-        json.push_str(&quoted(value));
-    }
-    json.push_str(",\"data\":");
-    match serde_json::from_str::<&RawValue>(data) {
-        Ok(data) => json.push_str(&data.get().replace(['\r', '\n'], " ")),
-        Err(_) => json.push_str(&quoted(data)),
-    }
-    json.push('}');
-    json
+    };
+    let is_event = attribute("specversion").is_some();
+    let is_json = serde_json::from_str::<&RawValue>(body).is_ok();
+    (is_event && is_json).then(|| reassemble(attribute, body))
 }

@@ -1,0 +1,216 @@
+//! How librdkafka is set up, and what it says of its own accord: log lines, and trouble with its
+//! connections. Of the troubles the latest is kept, since what fails later only says that it timed out.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow};
+use rdkafka::admin::AdminClient;
+use rdkafka::client::ClientContext;
+use rdkafka::config::{ClientConfig, FromClientConfigAndContext, RDKafkaLogLevel};
+use rdkafka::consumer::{ConsumerContext, StreamConsumer};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::producer::FutureProducer;
+use rdkafka::types::RDKafkaConfRes;
+
+use super::verdict::{self, code_of};
+use crate::config::{Config, Secret};
+use crate::sink::Reason;
+
+pub(super) type Producer = FutureProducer<Context>;
+
+/// What a batch holds at most, unless it is one event: the outbox reads no more at once.
+const BATCH_BYTES: u64 = 4 << 20;
+
+/// librdkafka's own default, and a little less than what a broker takes by default.
+const USUAL_MAX_BYTES: u64 = 1_000_000;
+
+/// Properties under which a default of ours is overridden, too.
+const ALIASES: [(&str, &str); 3] = [
+    ("bootstrap.servers", "metadata.broker.list"),
+    ("message.timeout.ms", "delivery.timeout.ms"),
+    ("linger.ms", "queue.buffering.max.ms"),
+];
+
+/// Builds clients, all with the same properties.
+#[derive(Clone)]
+pub(super) struct Clients {
+    common: BTreeMap<&'static str, String>,
+    producing: BTreeMap<&'static str, String>,
+    configured: BTreeMap<String, Secret>,
+}
+
+impl Clients {
+    pub(super) fn new(config: &Config) -> Self {
+        let patience = config.relay.confirm_timeout;
+        // Attributes stand in the event twice and once more as headers and key, so an event can be
+        // some three times as large as what was sent to us.
+        let largest = (3 * config.ingress.max_body_bytes + (64 << 10)).max(USUAL_MAX_BYTES);
+        let queue_bytes = 2 * (BATCH_BYTES + largest);
+        let queue_messages = (2 * config.relay.batch).max(1000);
+        let connecting = patience.clamp(Duration::from_secs(1), Duration::from_secs(5));
+        let common = BTreeMap::from([
+            ("bootstrap.servers", config.kafka.brokers.clone()),
+            ("client.id", "topic-bridge".into()),
+            ("socket.keepalive.enable", "true".into()),
+            ("socket.connection.setup.timeout.ms", connecting.as_millis().to_string()),
+            ("reconnect.backoff.ms", "100".into()),
+            ("reconnect.backoff.max.ms", "1000".into()),
+            // Looking for the topic must not create it: it would get the broker's defaults.
+            ("allow.auto.create.topics", "false".into()),
+        ]);
+        let producing = BTreeMap::from([
+            ("enable.idempotence", "true".into()),
+            ("message.timeout.ms", message_timeout(patience).as_millis().to_string()),
+            ("socket.timeout.ms", patience.as_millis().clamp(1000, 60_000).to_string()),
+            // A batch comes at once; waiting for more only costs.
+            ("linger.ms", "0".into()),
+            ("queue.buffering.max.messages", queue_messages.to_string()),
+            ("queue.buffering.max.kbytes", (queue_bytes >> 10).min(2_097_151).to_string()),
+            ("message.max.bytes", largest.min(1_000_000_000).to_string()),
+            // A key goes where the Java clients would put it.
+            ("partitioner", "murmur2_random".into()),
+            ("topic.metadata.propagation.max.ms", "2000".into()),
+        ]);
+        Clients { common, producing, configured: config.kafka.properties.clone() }
+    }
+
+    /// Whether librdkafka knows every property and takes its value. The first fault is named; its text
+    /// quotes values of numbers and enumerations only, and no secret is one of these.
+    pub(super) fn check(&self) -> anyhow::Result<()> {
+        for (name, value) in &self.configured {
+            let mut config = ClientConfig::new();
+            config.set(name, value.reveal());
+            config.create_native_config().map_err(explain)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn producer(&self, context: Context) -> anyhow::Result<Producer> {
+        self.build(self.common.iter().chain(&self.producing), context)
+    }
+
+    /// Nobody polls an admin client, so it must not live long.
+    pub(super) fn admin(&self) -> anyhow::Result<AdminClient<Context>> {
+        let mut settings = self.common.clone();
+        settings.remove("allow.auto.create.topics");
+        self.build(settings.iter(), Context::default())
+    }
+
+    pub(super) fn consumer(
+        &self,
+        settings: &BTreeMap<&'static str, String>,
+        context: Context,
+    ) -> anyhow::Result<StreamConsumer<Context>> {
+        self.build(self.common.iter().chain(settings), context)
+    }
+
+    /// What the operator has set a property to. For properties that may be shown.
+    pub(super) fn configured(&self, name: &str) -> Option<&str> {
+        self.configured.get(name).map(Secret::reveal)
+    }
+
+    fn build<'a, T: FromClientConfigAndContext<Context>>(
+        &self,
+        defaults: impl Iterator<Item = (&'a &'static str, &'a String)>,
+        context: Context,
+    ) -> anyhow::Result<T> {
+        let mut config = ClientConfig::new();
+        for (name, value) in defaults {
+            let alias = ALIASES.iter().find(|(ours, _)| ours == name).map(|(_, alias)| *alias);
+            if !alias.is_some_and(|alias| self.configured.contains_key(alias)) {
+                config.set(*name, value);
+            }
+        }
+        for (name, value) in &self.configured {
+            config.set(name, value.reveal());
+        }
+        config.set_log_level(RDKafkaLogLevel::Debug); // what is shown is for `tracing` to say
+        config.create_with_context(context).map_err(explain)
+    }
+}
+
+/// How long librdkafka tries: it looks for overdue messages once a second, and shall have given up
+/// before we do, so that nothing is left in its queue.
+fn message_timeout(patience: Duration) -> Duration {
+    (patience * 3 / 4).max(Duration::from_millis(1))
+}
+
+fn explain(error: KafkaError) -> anyhow::Error {
+    match error {
+        KafkaError::ClientConfig(RDKafkaConfRes::RD_KAFKA_CONF_UNKNOWN, _, name, _) => {
+            anyhow!("librdkafka knows no property {name:?}: its CONFIGURATION.md lists them all")
+        }
+        KafkaError::ClientConfig(_, text, name, _) => anyhow!("{name:?}: {text}"),
+        KafkaError::ClientCreation(text) => anyhow!("{text}"),
+        other => anyhow!(other),
+    }
+}
+
+/// What a client calls back to.
+#[derive(Clone, Default)]
+pub(super) struct Context {
+    heard: Arc<Mutex<Heard>>,
+}
+
+#[derive(Default)]
+struct Heard {
+    trouble: Option<(RDKafkaErrorCode, String)>,
+    /// Every broker that is known was tried, and none answers.
+    is_alone: bool,
+}
+
+impl Context {
+    /// The latest trouble since things last went well.
+    pub(super) fn trouble(&self) -> Option<Reason> {
+        let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        heard.trouble.as_ref().map(|(code, text)| verdict::reason(*code, Some(text)))
+    }
+
+    /// The trouble that no other broker can make up for.
+    pub(super) fn hopeless(&self) -> Option<Reason> {
+        let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        let (code, text) = heard.trouble.as_ref()?;
+        let is_ours = matches!(code, RDKafkaErrorCode::Authentication | RDKafkaErrorCode::SSL);
+        (heard.is_alone || is_ours).then(|| verdict::reason(*code, Some(text)))
+    }
+
+    pub(super) fn forget_trouble(&self) {
+        *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = Heard::default();
+    }
+}
+
+impl ClientContext for Context {
+    /// At `debug`, since librdkafka repeats itself, and the relay tells the operator once.
+    fn log(&self, _level: RDKafkaLogLevel, facility: &str, text: &str) {
+        tracing::debug!(target: "librdkafka", facility, "{text}");
+    }
+
+    fn stats_raw(&self, statistics: &[u8]) {
+        tracing::debug!(target: "librdkafka", "{}", String::from_utf8_lossy(statistics));
+    }
+
+    fn error(&self, error: KafkaError, text: &str) {
+        tracing::debug!(target: "librdkafka", %error, "{text}");
+        let code = code_of(&error);
+        let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_alone = code == RDKafkaErrorCode::AllBrokersDown;
+        heard.is_alone |= is_alone;
+        // "1/1 brokers are down" follows what says why.
+        if !is_alone || heard.trouble.is_none() {
+            heard.trouble = Some((code, text.to_owned()));
+        }
+    }
+}
+
+impl ConsumerContext for Context {}
+
+/// For an error that came without trouble.
+pub(super) fn describe(error: &KafkaError) -> Reason {
+    verdict::reason(code_of(error), None)
+}
+
+pub(super) fn failed<T>(result: Result<T, KafkaError>, what: &'static str) -> anyhow::Result<T> {
+    result.map_err(explain).context(what)
+}

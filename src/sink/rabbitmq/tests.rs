@@ -1,0 +1,129 @@
+//! The judging of batches, with the real library against a real broker.
+
+use lapin::options::{QueueBindOptions, QueueDeclareOptions};
+use lapin::types::{AMQPValue, FieldTable};
+
+use super::*;
+use crate::routing::Template;
+
+const ADDRESS: &str = "TOPIC_BRIDGE_TEST_RABBITMQ";
+
+/// A sink with an exchange of its own, and no queue yet.
+async fn sink(name: &str) -> Rabbitmq {
+    let url = std::env::var(ADDRESS);
+    let url = url.unwrap_or_else(|_| panic!("{ADDRESS} is not set: run this with tests/run.sh"));
+    let config = config::Rabbitmq {
+        url: url.parse().unwrap(),
+        username: None,
+        password: None,
+        tls: config::ClientTls::default(),
+        exchange: format!("test-{name}-{}", std::process::id()),
+        routing_key: Template::parse("test.{group_id}").unwrap(),
+        declare: config::Declare::Active,
+        queue: None,
+    };
+    let address = Address::new(&config).unwrap();
+    let (encoding, patience) = (Encoding::Structured, Duration::from_secs(5));
+    let mut sink = Rabbitmq { config, address, encoding, patience, link: None };
+    sink.ready().await.unwrap();
+    sink
+}
+
+/// A queue, gone with the connection, bound for the events of one group.
+async fn bind(sink: &Rabbitmq, group: &str, arguments: FieldTable) -> String {
+    let channel = sink.link.as_ref().unwrap().connection.create_channel().await.unwrap();
+    let options = QueueDeclareOptions { exclusive: true, ..Default::default() };
+    let queue = channel.queue_declare("".into(), options, arguments).await.unwrap().name().clone();
+    let (key, exchange) = (format!("test.{group}"), sink.config.exchange.as_str());
+    let options = QueueBindOptions::default();
+    let bound =
+        channel.queue_bind(queue.clone(), exchange.into(), key.into(), options, <_>::default());
+    bound.await.unwrap();
+    queue.to_string()
+}
+
+async fn end(sink: Rabbitmq) {
+    delete_exchange(&sink).await;
+    sink.close().await;
+}
+
+async fn delete_exchange(sink: &Rabbitmq) {
+    let channel = sink.link.as_ref().unwrap().connection.create_channel().await.unwrap();
+    channel.exchange_delete(sink.config.exchange.as_str().into(), <_>::default()).await.unwrap();
+}
+
+async fn waiting(sink: &Rabbitmq, queue: &str) -> u32 {
+    let link = sink.link.as_ref().unwrap();
+    topology::declare_queue(&link.connection, queue, true).await.unwrap().message_count()
+}
+
+fn event(number: u64, group: &str) -> Stored {
+    let id = uuid::Uuid::from_u128(number.into());
+    let event = format!(
+        r#"{{"specversion":"1.0","id":"{id}","type":"t","source":"/apps/1","subject":"topic-{number}",
+        "time":"2026-11-22T18:00:00.000Z","datacontenttype":"application/json",
+        "partitionkey":"{group}","data":{{"sdk_app_id":1}}}}"#
+    );
+    Stored { position: number, accepted_at: 1_700_000_000_000, event, traceparent: None }
+}
+
+fn name(verdict: &Verdict) -> String {
+    match verdict {
+        Verdict::Delivered => "delivered".into(),
+        Verdict::Later(reason) => format!("later {}", reason.kind.name()),
+        Verdict::Refused(reason) => format!("refused {}", reason.kind.name()),
+        Verdict::Away(reason) => format!("away {}", reason.kind.name()),
+    }
+}
+
+/// Trusting each confirm for itself, one in fifty of the unroutable ones would count as delivered.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs brokers: run tests/run.sh"]
+async fn every_event_is_judged_rightly_among_unroutable_ones() {
+    let mut sink = sink("judged").await;
+    let queue = bind(&sink, "bound", FieldTable::default()).await;
+    let is_bound = |number: u64| fastrand::Rng::with_seed(number).bool();
+    for batch in 0..20 {
+        let numbers = batch * 512..(batch + 1) * 512;
+        let events = numbers.clone().map(|n| event(n, if is_bound(n) { "bound" } else { "other" }));
+        let verdicts = sink.deliver(&events.collect::<Vec<_>>()).await;
+        for (number, verdict) in numbers.zip(&verdicts) {
+            let expected = if is_bound(number) { "delivered" } else { "later unroutable" };
+            assert_eq!(name(verdict), expected, "event {number}: {verdict:?}");
+        }
+    }
+    let bound = (0..20 * 512).filter(|number| is_bound(*number)).count();
+    assert_eq!(waiting(&sink, &queue).await as usize, bound);
+    end(sink).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs brokers: run tests/run.sh"]
+async fn a_deleted_exchange_is_declared_again_and_nothing_counts_as_delivered_meanwhile() {
+    let mut sink = sink("deleted").await;
+    delete_exchange(&sink).await;
+    let events: Vec<_> = (0..512).map(|number| event(number, "group")).collect();
+    let verdicts = sink.deliver(&events).await;
+    assert!(verdicts.iter().all(|verdict| name(verdict) == "away topology"), "{:?}", verdicts[0]);
+    sink.ready().await.unwrap();
+    bind(&sink, "group", FieldTable::default()).await;
+    let verdicts = sink.deliver(&events).await;
+    assert!(verdicts.iter().all(|verdict| *verdict == Verdict::Delivered), "{:?}", verdicts[0]);
+    end(sink).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs brokers: run tests/run.sh"]
+async fn what_a_full_queue_rejects_keeps_its_place_in_the_line() {
+    let mut sink = sink("full").await;
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-max-length".into(), AMQPValue::LongInt(10));
+    arguments.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
+    let queue = bind(&sink, "group", arguments).await;
+    let events: Vec<_> = (0..100).map(|number| event(number, "group")).collect();
+    let verdicts = sink.deliver(&events).await;
+    let rejected = verdicts.iter().filter(|verdict| name(verdict) == "away rejected").count();
+    assert_eq!(rejected, 100 - waiting(&sink, &queue).await as usize);
+    assert!(rejected > 0);
+    end(sink).await;
+}
