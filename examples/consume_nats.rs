@@ -13,6 +13,7 @@ use async_nats::jetstream::consumer::pull::Config;
 use async_nats::jetstream::{self, AckKind, Message};
 use futures_util::StreamExt as _;
 use serde_json::Value;
+use tokio::time::sleep;
 
 use shared::{Worker, read_event, setting};
 
@@ -29,10 +30,18 @@ async fn main() -> anyhow::Result<()> {
     let mut stop = std::pin::pin!(tokio::signal::ctrl_c());
     while !worker.is_done() {
         let message = tokio::select! {
-            message = next(&consumer) => message?,
+            message = next(&consumer) => message,
             _ = &mut stop => break,
         };
-        let Some(message) = message else { continue };
+        let message = match message {
+            Ok(Some(message)) => message,
+            Ok(None) => continue,
+            Err(error) => {
+                eprintln!("{error:#}: trying again");
+                sleep(Duration::from_secs(1)).await;
+                continue;
+            }
+        };
         let acknowledged = match event(&message) {
             Ok(event) => {
                 worker.work(&event);
@@ -44,7 +53,9 @@ async fn main() -> anyhow::Result<()> {
                 message.ack_with(AckKind::Term).await
             }
         };
-        acknowledged.map_err(|error| anyhow!("cannot acknowledge: {error}"))?;
+        if let Err(error) = acknowledged {
+            eprintln!("not acknowledged, so it comes again: {error}");
+        }
     }
     Ok(())
 }

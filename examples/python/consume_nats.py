@@ -7,7 +7,7 @@ import sys
 from urllib.parse import unquote
 
 import nats
-from nats.errors import TimeoutError
+from nats.errors import Error, TimeoutError
 from nats.js.api import AckPolicy, ConsumerConfig
 
 from cloudevent import Worker, read_event
@@ -43,8 +43,11 @@ async def main():
                 await message.term()
             else:
                 worker.work(received)
-                # Waits until the server has it: what it does not have after 30 s, it delivers again.
-                await message.ack_sync()
+                try:
+                    # Waits until the server has it: what it does not have after 30 s, it delivers again.
+                    await message.ack_sync()
+                except Error as error:
+                    print(f"not acknowledged, so it comes again: {error}", file=sys.stderr)
     finally:
         await client.close()
 

@@ -84,7 +84,10 @@ impl Program {
                 let target = Path::new(PROGRAM).parent().unwrap();
                 let program = target.join(format!("examples/consume_{name}"));
                 let shown = program.display().to_string();
-                assert!(program.exists(), "there is no {shown}: build it with `cargo build --examples`");
+                assert!(
+                    program.exists(),
+                    "there is no {shown}: build it with `cargo build --examples`"
+                );
                 Some(Program(vec![shown]))
             }
             Language::Python => {

@@ -11,6 +11,7 @@ import (
 	"os/signal"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -59,7 +60,9 @@ func consume() error {
 		} else if errors.Is(err, nats.ErrTimeout) {
 			continue
 		} else if err != nil {
-			return err
+			log.Printf("%v: trying again", err)
+			time.Sleep(time.Second)
+			continue
 		}
 		event, err := read(message)
 		if err != nil {
@@ -71,7 +74,7 @@ func consume() error {
 			err = message.DoubleAck(context.Background())
 		}
 		if err != nil {
-			return err
+			log.Printf("not acknowledged, so it comes again: %v", err)
 		}
 	}
 	return nil
