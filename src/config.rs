@@ -20,7 +20,9 @@ use crate::event::{Encoding, Naming};
 use crate::signature::App;
 use apps::apps;
 pub(crate) use apps::read_token;
-pub(crate) use brokers::{address_of, ClientTls, Credential, Declare, Kafka, KafkaKey, Nats, Rabbitmq};
+pub(crate) use brokers::{
+    ClientTls, Credential, Declare, Kafka, KafkaKey, Nats, Rabbitmq, address_of,
+};
 use keys::Keys;
 use value::{
     address, choice, count, duration, file, filled, flag, level, path, positive_duration, size,
@@ -104,7 +106,9 @@ fn sink(value: &Value) -> Result<SinkKind, String> {
         return Ok(kind);
     }
     let name = kind.name();
-    Err(format!("{name:?} is not in this build: build with --features {name}, or take the full one"))
+    Err(format!(
+        "{name:?} is not in this build: build with --features {name}, or take the full one"
+    ))
 }
 
 #[derive(Debug, Clone)]
@@ -259,8 +263,7 @@ impl Config {
                 source: keys.read("event.source", source),
             },
             encoding: keys.read("event.encoding", |value| {
-                let choices =
-                    [("structured", Encoding::Structured), ("binary", Encoding::Binary)];
+                let choices = [("structured", Encoding::Structured), ("binary", Encoding::Binary)];
                 choice(value, &choices)
             }),
             kafka: brokers::kafka(&mut keys),

@@ -227,7 +227,8 @@ pub(crate) fn reassemble(attribute: impl Fn(&str) -> Option<String>, data: &str)
 
 /// The W3C trace context in a request's `traceparent` header, if it is one.
 pub(crate) fn traceparent(header: &str) -> Option<&str> {
-    let is_hex = |text: &str| text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+    let is_hex =
+        |text: &str| text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
     let is_zero = |text: &str| text.bytes().all(|byte| byte == b'0');
     let parts: Vec<_> = header.trim().split('-').collect();
     let [version, trace, span, flags, ..] = parts[..] else { return None };

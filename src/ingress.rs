@@ -170,7 +170,8 @@ impl Ingress {
         answer_by: Instant,
     ) -> Answer {
         let TopicCreated { id, accepted_at, .. } = *event;
-        let queued = self.outbox.append(Record { id, accepted_at, event: event.encode(), traceparent });
+        let queued =
+            self.outbox.append(Record { id, accepted_at, event: event.encode(), traceparent });
         match outcome(queued, answer_by).await {
             // The outbox counts them: it also knows of those whose client has gone.
             Ok(receipt) => {

@@ -364,7 +364,8 @@ mod tests {
             let (outbox, workers) = Outbox::open(&config, 1000, metrics.clone()).unwrap();
             for number in 0..events {
                 let id = Uuid::from_u128(number.into());
-                let record = Record { id, accepted_at: now(), event: "{}".into(), traceparent: None };
+                let record =
+                    Record { id, accepted_at: now(), event: "{}".into(), traceparent: None };
                 outbox.append(record).unwrap().await.unwrap().unwrap();
             }
             let stop = watch::Sender::new(false);

@@ -117,10 +117,12 @@ mod tests {
     use proptest::prelude::*;
 
     fn decoded(escaped: &str) -> String {
-        form_urlencoded::parse(escaped.replace('+', "%2B").replace('&', "%26").replace('=', "%3D").as_bytes())
-            .next()
-            .map(|(text, _)| text.into_owned())
-            .unwrap_or_default()
+        form_urlencoded::parse(
+            escaped.replace('+', "%2B").replace('&', "%26").replace('=', "%3D").as_bytes(),
+        )
+        .next()
+        .map(|(text, _)| text.into_owned())
+        .unwrap_or_default()
     }
 
     proptest! {
@@ -135,7 +137,10 @@ mod tests {
 
     #[test]
     fn ids_of_the_platform_stay_readable() {
-        assert_eq!(escape("@TGS#_@TGS#cQVLVHIM62CJ@TOPIC#_@TOPIC#cRTE3HIM62C5").matches('%').count(), 0);
+        assert_eq!(
+            escape("@TGS#_@TGS#cQVLVHIM62CJ@TOPIC#_@TOPIC#cRTE3HIM62C5").matches('%').count(),
+            0
+        );
         assert_eq!(escape("a.b *>%é"), "a%2Eb%20%2A%3E%25%C3%A9");
         assert_eq!(escape("-"), "%2D");
     }

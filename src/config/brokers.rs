@@ -296,12 +296,19 @@ fn list(value: &Value) -> Result<Vec<String>, String> {
 /// Never quotes the text, in which a password may stand.
 fn url(text: &str, schemes: &[&str]) -> Result<Url, String> {
     let text = text.trim();
-    let text = if text.contains("://") { text.to_owned() } else { format!("{}://{text}", schemes[0]) };
+    let text =
+        if text.contains("://") { text.to_owned() } else { format!("{}://{text}", schemes[0]) };
     let url = Url::parse(&text).map_err(|error| {
-        format!("is no URL: {error} (in a password, what is not a letter or digit is written as %XX)")
+        format!(
+            "is no URL: {error} (in a password, what is not a letter or digit is written as %XX)"
+        )
     })?;
     if !schemes.contains(&url.scheme()) {
-        return Err(format!("begins with {}://, expected one of {}", url.scheme(), schemes.join(", ")));
+        return Err(format!(
+            "begins with {}://, expected one of {}",
+            url.scheme(),
+            schemes.join(", ")
+        ));
     }
     if url.host_str().is_none_or(str::is_empty) {
         return Err("names no host".into());
@@ -353,7 +360,9 @@ fn stream(value: &Value) -> Result<String, String> {
     let name = filled(value)?;
     let is_legal = |char: char| char.is_ascii_graphic() && !".*>/\\".contains(char);
     if name.len() > 255 || !name.chars().all(is_legal) {
-        return Err(format!("{name:?} is no name of a stream: no blanks, '.', '*', '>', '/' or '\\'"));
+        return Err(format!(
+            "{name:?} is no name of a stream: no blanks, '.', '*', '>', '/' or '\\'"
+        ));
     }
     Ok(name)
 }

@@ -12,7 +12,9 @@ use std::time::Duration;
 
 use async_nats::connection::State;
 use async_nats::header::{HeaderName, NATS_EXPECTED_STREAM, NATS_MESSAGE_ID};
-use async_nats::jetstream::context::{ContextBuilder, PublishAckFuture, PublishError, PublishErrorKind};
+use async_nats::jetstream::context::{
+    ContextBuilder, PublishAckFuture, PublishError, PublishErrorKind,
+};
 use async_nats::jetstream::{self, Context, ErrorCode};
 use async_nats::{ConnectError, ConnectErrorKind, ConnectOptions, Event, HeaderMap, ServerError};
 use bytes::Bytes;
@@ -261,7 +263,8 @@ fn judge(error: &PublishError) -> Verdict {
         PublishErrorKind::WrongLastMessageId
         | PublishErrorKind::WrongLastSequence
         | PublishErrorKind::Other => {
-            let refusal = error.source().and_then(|source| source.downcast_ref::<jetstream::Error>());
+            let refusal =
+                error.source().and_then(|source| source.downcast_ref::<jetstream::Error>());
             match refusal {
                 Some(refusal) => judge_refusal(refusal.error_code(), &refusal.to_string()),
                 None => Verdict::Later(Reason::new(Kind::Other, error.to_string())),
@@ -342,22 +345,20 @@ fn percent_encode(value: &str) -> String {
 /// Tries each server once.
 async fn connect(config: &config::Nats) -> Result<Link, Reason> {
     let (state_now, state) = watch::channel(LinkState::Up);
-    let options = options(config)
-        .await?
-        .event_callback(move |event| {
-            match event {
-                Event::Disconnected | Event::Closed => {
-                    state_now.send_replace(LinkState::Lost);
-                }
-                Event::ServerError(ServerError::Other(complaint))
-                    if complaint.to_lowercase().contains("permissions violation") =>
-                {
-                    state_now.send_replace(LinkState::Forbidden(complaint));
-                }
-                _ => {}
+    let options = options(config).await?.event_callback(move |event| {
+        match event {
+            Event::Disconnected | Event::Closed => {
+                state_now.send_replace(LinkState::Lost);
             }
-            async {}
-        });
+            Event::ServerError(ServerError::Other(complaint))
+                if complaint.to_lowercase().contains("permissions violation") =>
+            {
+                state_now.send_replace(LinkState::Forbidden(complaint));
+            }
+            _ => {}
+        }
+        async {}
+    });
     let servers: Vec<_> = config.servers.iter().map(ToString::to_string).collect();
     let patience = PATIENCE * u32::try_from(servers.len()).unwrap_or(1) + PATIENCE;
     let client = match timeout(patience, options.connect(servers)).await {
@@ -403,7 +404,10 @@ async fn options(config: &config::Nats) -> Result<ConnectOptions, Reason> {
 
 fn unreachable(config: &config::Nats, error: &str) -> String {
     let servers: Vec<_> = config.servers.iter().map(config::address_of).collect();
-    format!("cannot connect to {}: {error}; is the server up, and nats.servers right?", servers.join(", "))
+    format!(
+        "cannot connect to {}: {error}; is the server up, and nats.servers right?",
+        servers.join(", ")
+    )
 }
 
 /// Why there is no connection.
@@ -415,7 +419,9 @@ fn explain(error: &ConnectError, config: &config::Nats) -> Reason {
     match error.kind() {
         ConnectErrorKind::Authentication | ConnectErrorKind::AuthorizationViolation => Reason::new(
             Kind::Credentials,
-            format!("the server does not let the bridge in: {text}; look at the credentials under [nats]"),
+            format!(
+                "the server does not let the bridge in: {text}; look at the credentials under [nats]"
+            ),
         ),
         ConnectErrorKind::Tls => Reason::new(
             Kind::Unreachable,

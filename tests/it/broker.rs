@@ -1,7 +1,7 @@
 //! The brokers that `tests/run.sh` starts: where they are, what of theirs a test uses for itself, and
 //! how they are stopped and frozen. A test that does either has the broker alone meanwhile.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -66,14 +66,14 @@ impl Alone {
 impl Drop for Alone {
     fn drop(&mut self) {
         for verb in ["resume", "start"] {
-            let _ = Command::new(variable("CONTROL")).args([self.target.kind.name(), verb]).output();
+            let _ =
+                Command::new(variable("CONTROL")).args([self.target.kind.name(), verb]).output();
         }
     }
 }
 
 fn control(kind: Kind, verb: &[&str]) -> String {
-    let output =
-        Command::new(variable("CONTROL")).arg(kind.name()).args(verb).output().unwrap();
+    let output = Command::new(variable("CONTROL")).arg(kind.name()).args(verb).output().unwrap();
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{} {verb:?}: {error}", kind.name());
     String::from_utf8(output.stdout).unwrap()
@@ -155,14 +155,25 @@ impl Target {
         settings
     }
 
+    /// Makes or changes what the broker has under this name, as an operator would beforehand.
+    pub(crate) fn make(&self, wanted: &Value) {
+        self.script("make.py", &wanted.to_string());
+    }
+
+    fn script(&self, script: &str, argument: &str) -> String {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/brokers").join(script);
+        let output = Command::new(variable("PYTHON"))
+            .arg(script)
+            .args([self.kind.name(), &self.address, &self.name, argument])
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
     /// All that was published, once `count` different events are there. Takes them out of a queue.
     pub(crate) fn read(&self, count: usize) -> Vec<Message> {
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/brokers/read.py");
-        let count = count.to_string();
-        let arguments = [script, self.kind.name(), &self.address, &self.name, &count];
-        let output = Command::new(variable("PYTHON")).args(arguments).output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        let text = String::from_utf8(output.stdout).unwrap();
+        let text = self.script("read.py", &count.to_string());
         let message = |line: &str| {
             let raw: Value = serde_json::from_str(line).unwrap();
             let body = serde_json::from_str(raw["body"].as_str().unwrap()).unwrap();

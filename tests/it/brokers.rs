@@ -57,18 +57,18 @@ against_each_broker! {
 /// Refused connections, and confirmations that do not come, are to be noticed soon.
 const SOON: (&str, &str) = ("relay.confirm_timeout", "3s");
 
-fn start(target: &Target, more: &[(&str, &str)]) -> Bridge {
+pub(crate) fn start(target: &Target, more: &[(&str, &str)]) -> Bridge {
     let settings = target.settings();
     let settings = settings.iter().map(|(key, value)| (*key, value.as_str()));
     Bridge::start(&settings.chain([SOON]).chain(more.iter().copied()).collect::<Vec<_>>())
 }
 
-fn call(bridge: &Bridge, topic_id: &str) {
+pub(crate) fn call(bridge: &Bridge, topic_id: &str) {
     let reply = bridge.call(&bridge::body(topic_id));
     assert_eq!(reply.status, 200, "{reply:?}");
 }
 
-fn call_many(bridge: &Bridge, prefix: &str, count: usize) -> Vec<String> {
+pub(crate) fn call_many(bridge: &Bridge, prefix: &str, count: usize) -> Vec<String> {
     let topics: Vec<_> = (0..count).map(|number| format!("{prefix}-{number}")).collect();
     for topic in &topics {
         call(bridge, topic);
@@ -90,13 +90,13 @@ pub(crate) fn becomes(bridge: &Bridge, wanted: &str) {
     }
 }
 
-fn is_delivered(bridge: &Bridge) {
+pub(crate) fn is_delivered(bridge: &Bridge) {
     eventually("all is delivered", || {
         (bridge.metric("topic_bridge_outbox_pending") == 0.0).then_some(())
     });
 }
 
-fn topic_ids(messages: &[Message]) -> BTreeSet<String> {
+pub(crate) fn topic_ids(messages: &[Message]) -> BTreeSet<String> {
     messages.iter().map(Message::topic_id).collect()
 }
 
@@ -230,8 +230,16 @@ mod checks {
             Kind::Rabbitmq => "cloudEvents_",
             Kind::Nats => "ce-",
         };
-        let attributes =
-            ["specversion", "id", "type", "source", "subject", "time", "dataschema", "partitionkey"];
+        let attributes = [
+            "specversion",
+            "id",
+            "type",
+            "source",
+            "subject",
+            "time",
+            "dataschema",
+            "partitionkey",
+        ];
         for name in attributes {
             let mut expected = event[name].as_str().unwrap().to_owned();
             if kind == Kind::Nats && name == "subject" {
@@ -460,16 +468,17 @@ mod checks {
             Kind::Rabbitmq => {
                 (("rabbitmq.declare", "passive"), ("rabbitmq.url", "amqp://127.0.0.1:1/%2f"))
             }
-            Kind::Nats => {
-                (("nats.create_stream", "false"), ("nats.servers", "nats://127.0.0.1:1"))
-            }
+            Kind::Nats => (("nats.create_stream", "false"), ("nats.servers", "nats://127.0.0.1:1")),
         };
         let (code, findings) = check(&[may_not]);
         assert_eq!(code, Some(1), "{findings:#?}");
         assert!(has_bad(&findings), "{findings:#?}");
         let (code, findings) = check(&[nowhere]);
         assert_eq!(code, Some(1));
-        assert_eq!((&findings[0]["point"], &findings[0]["verdict"]), (&json!("connection"), &json!("bad")));
+        assert_eq!(
+            (&findings[0]["point"], &findings[0]["verdict"]),
+            (&json!("connection"), &json!("bad"))
+        );
 
         let bridge = start(&broker.target, &[]);
         becomes(&bridge, "ready");

@@ -98,7 +98,10 @@ fn every_fault_is_named_with_its_place() {
         &with_app("[log]\nlevel = \"loud\""),
         &[r#""loud" is not one of "error", "warn", "info""#],
     );
-    check(&with_app("sink = \"pulsar\""), &[r#"sink ("#, r#""pulsar" is not one of "embedded", "kafka""#]);
+    check(
+        &with_app("sink = \"pulsar\""),
+        &[r#"sink ("#, r#""pulsar" is not one of "embedded", "kafka""#],
+    );
     check(
         &with_app("[relay]\nretry_min = \"1m\""),
         &["relay.retry_min: is longer than relay.retry_max"],

@@ -11,11 +11,15 @@ mod bridge;
 mod broker;
 mod http;
 
+mod broker_tls;
 mod brokers;
 mod command;
 mod crash;
 mod disk;
+mod kafka;
+mod nats;
 mod platform;
+mod rabbitmq;
 mod stop;
 mod stream;
 mod tls;

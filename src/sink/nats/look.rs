@@ -39,7 +39,11 @@ pub(in super::super) async fn examine(config: &Config) -> Vec<Finding> {
     };
     let client = link.context.client();
     let info = client.server_info();
-    add("connection", Health::Good, format!("nats-server {} at {}:{}", info.version, info.host, info.port));
+    add(
+        "connection",
+        Health::Good,
+        format!("nats-server {} at {}:{}", info.version, info.host, info.port),
+    );
     let needed = config.ingress.max_body_bytes + HEADERS_BYTES;
     if (info.max_payload as u64) < needed {
         let text = format!(
@@ -62,7 +66,10 @@ pub(in super::super) async fn examine(config: &Config) -> Vec<Finding> {
         Ok(None) if config.nats.create_stream => add(
             "stream",
             Health::Good,
-            format!("{} is not there yet: the bridge creates it when it starts", config.nats.stream),
+            format!(
+                "{} is not there yet: the bridge creates it when it starts",
+                config.nats.stream
+            ),
         ),
         Ok(None) => add("stream", Health::Bad, stream::missing(&config.nats)),
         Ok(Some(found)) => match stream::check(&found, &config.nats) {
@@ -158,9 +165,8 @@ fn percent_decode(text: &str) -> String {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let [first, after @ ..] = rest {
-        let escaped = (*first == b'%' && after.len() >= 2)
-            .then(|| hex::decode(&after[..2]).ok())
-            .flatten();
+        let escaped =
+            (*first == b'%' && after.len() >= 2).then(|| hex::decode(&after[..2]).ok()).flatten();
         match escaped {
             Some(byte) => {
                 bytes.extend(byte);

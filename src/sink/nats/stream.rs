@@ -62,10 +62,12 @@ fn refused(refusal: &async_nats::jetstream::Error) -> Reason {
 
 fn no_answer(error: &str) -> Reason {
     if error.contains("no responders") || error.contains("does not exist") {
-        let text = "the server has no JetStream: enable it (`nats-server -js`, or a jetstream block)";
+        let text =
+            "the server has no JetStream: enable it (`nats-server -js`, or a jetstream block)";
         return Reason::new(Kind::Topology, text);
     }
-    let text = format!("no answer about the stream: {error}; is the server overloaded, or stopped?");
+    let text =
+        format!("no answer about the stream: {error}; is the server overloaded, or stopped?");
     Reason::new(Kind::Timeout, text)
 }
 
@@ -124,7 +126,13 @@ pub(super) fn check(found: &Config, config: &config::Nats) -> Result<Vec<String>
             "the stream {name} takes {}, and the events go to {pattern}: `nats stream edit {name} \
              --subjects '{}'`, or change nats.subject",
             found.subjects.join(", "),
-            found.subjects.iter().chain([&pattern]).map(String::as_str).collect::<Vec<_>>().join(","),
+            found
+                .subjects
+                .iter()
+                .chain([&pattern])
+                .map(String::as_str)
+                .collect::<Vec<_>>()
+                .join(","),
         ));
     }
     if found.no_ack {
@@ -148,7 +156,9 @@ pub(super) fn check(found: &Config, config: &config::Nats) -> Result<Vec<String>
         ));
     }
     if found.storage == StorageType::Memory {
-        doubts.push("the stream keeps its messages in memory: a restart of the server loses them".into());
+        doubts.push(
+            "the stream keeps its messages in memory: a restart of the server loses them".into(),
+        );
     }
     if found.retention == RetentionPolicy::Interest {
         doubts.push(
