@@ -14,6 +14,7 @@ mod http;
 mod broker_tls;
 mod brokers;
 mod command;
+mod consumers;
 mod crash;
 mod disk;
 mod kafka;
