@@ -180,6 +180,12 @@ pub(crate) struct Log {
 #[error("the configuration has {} fault{}:\n  {}", .0.len(), if .0.len() == 1 { "" } else { "s" }, .0.join("\n  "))]
 pub struct Faults(Vec<String>);
 
+impl Faults {
+    pub(crate) fn one(fault: String) -> Self {
+        Faults(vec![fault])
+    }
+}
+
 impl Config {
     /// Reads the file (or the one that `TOPIC_BRIDGE_CONFIG` names), the environment, and `set`,
     /// which holds `section.key=value` texts.

@@ -17,6 +17,11 @@
 //! `server` and `tls` serve both listeners; `config` and `app` put it together; `cli` is
 //! every subcommand but `serve`.
 
+#![cfg_attr(
+    not(all(feature = "kafka", feature = "nats", feature = "rabbitmq")),
+    allow(dead_code, unused_imports, reason = "what only the brokers left out would use")
+)]
+
 mod admin;
 pub mod app;
 mod callback;

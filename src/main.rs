@@ -25,8 +25,12 @@ fn main() -> ExitCode {
     };
     result.unwrap_or_else(|error| {
         eprintln!("topic-bridge: {error:#}");
-        ExitCode::from(if error.is::<Faults>() { CONFIGURATION } else { 1 })
+        exit_code(&error)
     })
+}
+
+fn exit_code(error: &anyhow::Error) -> ExitCode {
+    ExitCode::from(if error.is::<Faults>() { CONFIGURATION } else { 1 })
 }
 
 fn serve(config: Config) -> anyhow::Result<ExitCode> {
@@ -47,7 +51,7 @@ fn serve(config: Config) -> anyhow::Result<ExitCode> {
     });
     if let Err(error) = &result {
         tracing::error!(error = format!("{error:#}"), "topic-bridge ends");
-        return Ok(ExitCode::FAILURE); // reported once, here
+        return Ok(exit_code(error)); // reported once, here
     }
     Ok(ExitCode::SUCCESS)
 }

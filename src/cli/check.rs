@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use tokio::runtime::Builder;
 
 use crate::config::Config;
-use crate::sink::{self, Finding, Health};
+use crate::sink::{self, Finding, Health, Sink};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -23,6 +23,7 @@ pub struct Args {
 
 pub fn run(args: &Args, file: Option<PathBuf>, set: &[String]) -> anyhow::Result<ExitCode> {
     let config = Config::load(file, set)?;
+    Sink::new(&config)?;
     let findings = if args.connect { examine(&config)? } else { Vec::new() };
     let text = match (args.json, args.connect) {
         (false, _) => config.effective_toml(),

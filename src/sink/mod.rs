@@ -20,7 +20,7 @@ pub(crate) mod scripted;
 
 use tokio::sync::mpsc;
 
-use crate::config::{Config, SinkKind};
+use crate::config::{Config, Faults, SinkKind};
 use crate::outbox::Stored;
 
 /// What became of one event.
@@ -137,8 +137,17 @@ pub(crate) enum Sink {
 }
 
 impl Sink {
-    /// Connects to nothing yet. An error is one of the configuration, which waiting does not mend.
-    pub(crate) fn new(config: &Config) -> anyhow::Result<Self> {
+    /// Connects to nothing yet. An error is what only the client library finds wrong in the
+    /// configuration.
+    pub(crate) fn new(config: &Config) -> Result<Self, Faults> {
+        Self::build(config).map_err(|error| Faults::one(format!("{error:#}")))
+    }
+
+    #[cfg_attr(
+        not(any(feature = "kafka", feature = "nats", feature = "rabbitmq")),
+        expect(clippy::unnecessary_wraps, reason = "brokers can fail here")
+    )]
+    fn build(config: &Config) -> anyhow::Result<Self> {
         Ok(match config.sink {
             SinkKind::Embedded => Sink::Embedded,
             #[cfg(feature = "kafka")]
