@@ -500,14 +500,14 @@ mod checks {
 }
 
 /// Callbacks one after the other from a thread of their own, until told to stop or the bridge is gone.
-struct Calls {
+pub(crate) struct Calls {
     is_over: Arc<AtomicBool>,
     answered: Arc<Mutex<Vec<String>>>,
     thread: thread::JoinHandle<()>,
 }
 
 impl Calls {
-    fn start(bridge: &Bridge, prefix: &str) -> Self {
+    pub(crate) fn start(bridge: &Bridge, prefix: &str) -> Self {
         let (address, prefix) = (bridge.ingress, prefix.to_owned());
         let is_over = Arc::new(AtomicBool::new(false));
         let answered = Arc::new(Mutex::new(Vec::new()));
@@ -535,7 +535,7 @@ impl Calls {
     }
 
     /// The topics whose callbacks were answered OK.
-    fn stop(self) -> Vec<String> {
+    pub(crate) fn stop(self) -> Vec<String> {
         self.is_over.store(true, Ordering::Relaxed);
         self.thread.join().unwrap();
         self.answered.lock().unwrap().clone()
