@@ -48,6 +48,7 @@ against_each_broker! {
     callbacks_go_on_while_the_broker_is_frozen
     callbacks_go_on_while_the_broker_is_killed_and_started_again
     a_bridge_starts_while_the_broker_is_away
+    an_idle_bridge_notices_that_the_broker_is_gone_and_back
     what_was_answered_ok_survives_kills_of_the_bridge
     tail_shows_each_event_as_a_line
     check_connect_says_what_is_missing
@@ -388,6 +389,19 @@ mod checks {
         becomes(&bridge, "ready");
         is_delivered(&bridge);
         assert_eq!(topic_ids(&broker.target.read(20)), topics.into_iter().collect());
+    }
+
+    pub(super) fn an_idle_bridge_notices_that_the_broker_is_gone_and_back(kind: Kind) {
+        let Some(broker) = broker::alone(kind) else { return };
+        let bridge = start(&broker.target, &[]);
+        becomes(&bridge, "ready");
+        broker.control(&["stop"]);
+        becomes(&bridge, "degraded");
+        broker.control(&["start"]);
+        becomes(&bridge, "ready");
+        call(&bridge, "the first");
+        is_delivered(&bridge);
+        assert_eq!(bridge.log().matches("the sink takes events again").count(), 1);
     }
 
     pub(super) fn what_was_answered_ok_survives_kills_of_the_bridge(kind: Kind) {

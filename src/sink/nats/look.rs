@@ -65,11 +65,8 @@ pub(in super::super) async fn examine(config: &Config) -> Vec<Finding> {
         Err(reason) => add("stream", Health::Bad, reason.text),
         Ok(None) if config.nats.create_stream => add(
             "stream",
-            Health::Good,
-            format!(
-                "{} is not there yet: the bridge creates it when it starts",
-                config.nats.stream
-            ),
+            Health::Doubtful, // whether it may cannot be known without doing it
+            format!("{} is missing: the bridge creates it at its start", config.nats.stream),
         ),
         Ok(None) => add("stream", Health::Bad, stream::missing(&config.nats)),
         Ok(Some(found)) => match stream::check(&found, &config.nats) {
