@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use figment::value::{Dict, Value};
+use percent_encoding::percent_decode_str;
 use url::Url;
 
 use super::Secret;
@@ -156,13 +157,19 @@ pub(super) fn rabbitmq(keys: &mut Keys) -> Rabbitmq {
 
 pub(super) fn nats(keys: &mut Keys) -> Nats {
     let servers = keys.read("nats.servers", |value| {
-        list(value)?.iter().map(|server| url(server, &["nats", "tls", "ws", "wss"])).collect()
+        list(value)?.iter().map(|server| nats_server(server)).collect()
     });
     let servers: Vec<Url> = servers;
     keys.show("nats.servers", Value::from(servers.iter().map(masked).collect::<Vec<_>>()));
+    // Left to itself the client would pass over credentials in a URL.
+    let in_url = servers.iter().find(|server| !server.username().is_empty());
+    let in_url = |part: fn(&Url) -> Option<&str>| {
+        let text = percent_decode_str(part(in_url?)?).decode_utf8_lossy();
+        Some(Credential::Inline(Secret::new(text)))
+    };
     let nats = Nats {
-        username: credential(keys, "nats.username"),
-        password: credential(keys, "nats.password"),
+        username: credential(keys, "nats.username").or_else(|| in_url(|url| Some(url.username()))),
+        password: credential(keys, "nats.password").or_else(|| in_url(Url::password)),
         token: credential(keys, "nats.token"),
         credentials: keys.read_optional("nats.credentials_file", readable),
         tls: client_tls(keys, "nats.tls"),
@@ -320,6 +327,14 @@ fn url(text: &str, schemes: &[&str]) -> Result<Url, String> {
 pub(crate) fn address_of(url: &Url) -> String {
     let host = url.host_str().unwrap_or_default();
     url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
+}
+
+fn nats_server(text: &str) -> Result<Url, String> {
+    let server = url(text, &["nats", "tls"])?;
+    if !server.username().is_empty() && server.password().is_none() {
+        return Err("has a token in it: write that as nats.token, or nats.token_file".into());
+    }
+    Ok(server)
 }
 
 fn masked(url: &Url) -> String {

@@ -18,6 +18,7 @@ use async_nats::jetstream::context::{
 use async_nats::jetstream::{self, Context, ErrorCode};
 use async_nats::{ConnectError, ConnectErrorKind, ConnectOptions, Event, HeaderMap, ServerError};
 use bytes::Bytes;
+use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -321,26 +322,17 @@ fn headers(envelope: &Envelope, event: &Stored, stream: &str, encoding: Encoding
     if encoding == Encoding::Binary {
         headers.insert(format!("{PREFIX}datacontenttype"), DATA_CONTENT_TYPE);
         for (name, value) in envelope.attributes() {
-            headers.insert(format!("{PREFIX}{name}"), percent_encode(value));
+            headers.insert(
+                format!("{PREFIX}{name}"),
+                utf8_percent_encode(value, &ESCAPED).to_string(),
+            );
         }
     }
     headers
 }
 
-/// As CloudEvents' HTTP binding, which NATS follows, has it: blanks, quotes, percent signs and whatever
-/// is not printable ASCII become `%XX`.
-fn percent_encode(value: &str) -> String {
-    use std::fmt::Write as _;
-    let mut encoded = String::with_capacity(value.len());
-    for byte in value.bytes() {
-        match byte {
-            b'"' | b'%' => write!(encoded, "%{byte:02X}").expect("memory does not fail"),
-            byte if byte.is_ascii_graphic() => encoded.push(char::from(byte)),
-            byte => write!(encoded, "%{byte:02X}").expect("memory does not fail"),
-        }
-    }
-    encoded
-}
+/// What CloudEvents' HTTP binding, which NATS follows, has escaped in a header, beside what is not ASCII.
+const ESCAPED: AsciiSet = CONTROLS.add(b' ').add(b'"').add(b'%');
 
 /// Tries each server once.
 async fn connect(config: &config::Nats) -> Result<Link, Reason> {

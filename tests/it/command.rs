@@ -102,6 +102,28 @@ fn every_fault_is_named_with_its_place() {
         &with_app("sink = \"pulsar\""),
         &[r#"sink ("#, r#""pulsar" is not one of "embedded", "kafka""#],
     );
+    for (broker, expected) in [
+        ("[nats]\nservers = [\"nats://hunter2@h\"]", "nats.servers"),
+        ("[nats]\nservers = [\"http://h\"]", "expected one of nats, tls"),
+        ("[nats]\nsubject = \"{group_id}\"", "must begin with fixed text"),
+        ("[nats]\nsubject = \"a.{group}\"", "unknown place {group}"),
+        ("[nats]\nstream = \"a.b\"", "no name of a stream"),
+        ("[nats]\nduplicate_window = \"8d\"", "is longer than nats.max_age"),
+        ("[nats]\nusername = \"hunter2\"", "username and password go together"),
+        ("[nats]\ntoken = \"hunter2\"\ntoken_file = \"/dev/null\"", "stands there twice"),
+        ("[nats]\ncredentials_file = \"/no/such\"", "cannot read /no/such"),
+        ("[nats.tls]\ncert_file = \"/dev/null\"", "cert_file and key_file go together"),
+        ("[rabbitmq]\nurl = \"amqp://u:hunter2@/%2f\"", "rabbitmq.url"),
+        ("[rabbitmq]\nurl = \"amqp://h/a/b\"", "write that as %2f"),
+        ("[rabbitmq]\ndeclare = \"maybe\"", "\"none\", \"passive\", \"active\""),
+        ("[kafka]\ntopic = \"a b\"", "no name of a topic"),
+        ("[kafka]\nkey = \"owner\"", "\"group_id\", \"topic_id\""),
+        ("[kafka]\nbrokers = []", "names no server"),
+        ("[kafka.properties]\n\"sasl.password_file\" = \"/no/such\"", "cannot read /no/such"),
+        ("[kafka.properties]\na = [1]", "neither text, a number"),
+    ] {
+        check(&with_app(broker), &[expected]);
+    }
     check(
         &with_app("[relay]\nretry_min = \"1m\""),
         &["relay.retry_min: is longer than relay.retry_max"],
@@ -423,6 +445,34 @@ fn an_outbox_of_a_newer_release_is_refused_untouched() {
     check_untouched(&bridge.outbox(), &["schema version 99", "newer topic-bridge"]);
     set_version(2);
     assert_eq!(bridge.restart(&[]).events().len(), 1);
+}
+
+#[test]
+fn what_proves_who_we_are_to_a_broker_is_never_shown() {
+    let text = format!(
+        "{ONE_APP}
+        [kafka.properties]
+        \"sasl.password\" = \"hunter2\"
+        ssl.key.pem = \"hunter2\"
+        socket.keepalive.enable = true
+        linger.ms = 3
+        [rabbitmq]
+        url = \"amqp://user:hunter2@host/%2f\"
+        password = \"hunter2\"
+        [nats]
+        servers = \"tls://user:hunter2@a, b:4333\"
+        token = \"hunter2\""
+    );
+    let (_folder, mut command) = configured(&text);
+    command.env("TOPIC_BRIDGE_KAFKA__PROPERTIES__LINGER__MS", "7");
+    let shown = effective(&mut command);
+    assert!(!shown.to_string().contains("hunter2"), "{shown:#}");
+    assert_eq!(shown["kafka"]["properties"]["sasl.password"], "***");
+    assert_eq!(shown["kafka"]["properties"]["socket.keepalive.enable"], "true");
+    assert_eq!(shown["kafka"]["properties"]["linger.ms"], "7", "the variable goes before the file");
+    assert_eq!(shown["rabbitmq"]["url"], "amqp://user:***@host/%2f");
+    assert_eq!(shown["nats"]["servers"][0], "tls://user:***@a");
+    assert_eq!(shown["nats"]["servers"][1], "nats://b:4333");
 }
 
 #[test]

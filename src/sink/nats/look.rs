@@ -9,6 +9,7 @@ use async_nats::jetstream::Context;
 use async_nats::jetstream::consumer::DeliverPolicy;
 use async_nats::jetstream::consumer::pull::OrderedConfig;
 use futures_util::StreamExt as _;
+use percent_encoding::percent_decode_str;
 use tokio::sync::mpsc;
 
 use super::super::{Finding, Health, Kind, Reason};
@@ -153,43 +154,7 @@ fn line(headers: Option<&HeaderMap>, payload: &str) -> String {
     }
     let value = |name: &str| {
         let value = header(&format!("{PREFIX}{name}"))?;
-        Some(percent_decode(value))
+        Some(percent_decode_str(value).decode_utf8_lossy().into_owned())
     };
     event::reassemble(value, payload)
-}
-
-fn percent_decode(text: &str) -> String {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let [first, after @ ..] = rest {
-        let escaped =
-            (*first == b'%' && after.len() >= 2).then(|| hex::decode(&after[..2]).ok()).flatten();
-        match escaped {
-            Some(byte) => {
-                bytes.extend(byte);
-                rest = &after[2..];
-            }
-            None => {
-                bytes.push(*first);
-                rest = after;
-            }
-        }
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::percent_encode;
-    use super::*;
-    use proptest::prelude::*;
-
-    proptest! {
-        #[test]
-        fn a_header_value_can_be_read_back(value in ".*") {
-            let encoded = percent_encode(&value);
-            prop_assert!(encoded.bytes().all(|byte| byte.is_ascii_graphic()));
-            prop_assert_eq!(percent_decode(&encoded), value);
-        }
-    }
 }
