@@ -41,7 +41,7 @@ pub(crate) struct Kafka {
     key: KafkaKey,
     encoding: Encoding,
     confirm_timeout: Duration,
-    /// None after a fault that a producer does not survive: the next one is built when it is needed.
+    /// None after a failure: the next one is built when it is needed.
     producer: Option<Producer>,
     context: Context,
     /// Whether the topic was seen, by this producer, since events were last held up.
@@ -94,7 +94,14 @@ impl Kafka {
             return Err(reason);
         }
         let deadline = Instant::now() + self.confirm_timeout;
-        self.topic.ensure(&producer, &self.context, &self.clients, deadline).await?;
+        let found = self.topic.ensure(&producer, &self.context, &self.clients, deadline).await;
+        if let Err(reason) = found {
+            if !matches!(reason.kind, Kind::Topology | Kind::Blocked) {
+                // It may not notice that the broker is back: one was seen to miss it for half a minute.
+                self.discard(producer);
+            }
+            return Err(reason);
+        }
         self.context.forget_trouble();
         self.is_ready = true;
         Ok(())
@@ -195,7 +202,7 @@ impl Kafka {
         })
     }
 
-    /// Makes verdicts of outcomes, and gets rid of a producer that is of no more use.
+    /// Makes verdicts of outcomes, and gets rid of a producer that could not deliver.
     async fn judge(
         &mut self,
         producer: Producer,
@@ -210,14 +217,11 @@ impl Kafka {
             self.context.forget_trouble();
             return events.iter().zip(outcomes).map(|(e, o)| self.verdict(e, o, None)).collect();
         };
-        self.is_ready = false;
         let away = self.why_away(&producer, code).await;
         let verdicts = events.iter().zip(outcomes);
         let verdicts = verdicts.map(|(e, o)| self.verdict(e, o, away.as_ref())).collect();
         // What is still in there would be sent late, behind its own repetition.
-        if producer.in_flight_count() > 0 || fatal(&producer).is_some() {
-            self.discard(producer);
-        }
+        self.discard(producer);
         verdicts
     }
 

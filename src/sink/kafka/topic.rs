@@ -135,7 +135,9 @@ impl Topic {
         let wanted = self.setting(clients, "min.insync.replicas", FIRST_LOOK).await;
         let wanted = wanted.ok().and_then(|wanted| usize::try_from(wanted).ok());
         let is_weak = |partition: &&Partition| {
-            partition.in_sync < wanted.unwrap_or(partition.replicas) || !partition.has_leader
+            // The broker never wants more in sync than there are.
+            let wanted = wanted.unwrap_or(partition.replicas).min(partition.replicas);
+            partition.in_sync < wanted || !partition.has_leader
         };
         let weak = partitions.iter().find(is_weak)?;
         let wanted = wanted.map_or_else(|| "unknown".into(), |wanted| wanted.to_string());
