@@ -251,8 +251,7 @@ impl Kafka {
                 Kind::TooLarge,
                 format!(
                     "the event of {} bytes is over message.max.bytes: raise that in \
-                     [kafka.properties], and max.message.bytes of the topic {:?}, then send it again \
-                     with `topic-bridge outbox retry`",
+                     [kafka.properties], and max.message.bytes of the topic {:?}",
                     event.event.len(),
                     self.topic.name
                 ),

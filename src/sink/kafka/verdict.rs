@@ -119,7 +119,7 @@ fn sort(code: RDKafkaErrorCode) -> (Kind, &'static str, &'static str) {
         MessageSizeTooLarge | MessageBatchTooLarge => (
             Kind::TooLarge,
             "the event is larger than the topic takes",
-            "raise max.message.bytes of the topic, then send it again with `topic-bridge outbox retry`",
+            "raise max.message.bytes of the topic",
         ),
         InvalidRecord | InvalidMessage => (
             Kind::Invalid,
