@@ -177,6 +177,17 @@ impl Sink {
         }
     }
 
+    /// How many events it does best to hand over at once, where `relay.batch` is `configured`. The
+    /// client of Kafka sends them in a bundle for each partition, one bundle after the other, and waits
+    /// for each: the larger the bundles, the fewer the waits.
+    pub(crate) fn batch(&self, configured: usize) -> usize {
+        match self {
+            #[cfg(feature = "kafka")]
+            Sink::Kafka(_) => kafka::BATCHES * configured,
+            _ => configured,
+        }
+    }
+
     /// Settles a batch: one verdict for each event. May be dropped midway: what was confirmed by then
     /// is not known, and is delivered again.
     pub(crate) async fn deliver(&mut self, events: &[Stored]) -> Vec<Verdict> {

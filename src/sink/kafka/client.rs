@@ -14,6 +14,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::FutureProducer;
 use rdkafka::types::RDKafkaConfRes;
 
+use super::BATCHES;
 use super::verdict::{self, code_of};
 use crate::config::{Config, Secret};
 use crate::sink::Reason;
@@ -49,7 +50,7 @@ impl Clients {
         // some three times as large as what was sent to us.
         let largest = (3 * config.ingress.max_body_bytes + (64 << 10)).max(USUAL_MAX_BYTES);
         let queue_bytes = 2 * (BATCH_BYTES + largest);
-        let queue_messages = (2 * config.relay.batch).max(1000);
+        let queue_messages = (2 * BATCHES * config.relay.batch).clamp(1000, 10_000_000);
         let connecting = patience.clamp(Duration::from_secs(1), Duration::from_secs(5));
         let common = BTreeMap::from([
             ("bootstrap.servers", config.kafka.brokers.clone()),
