@@ -1,8 +1,11 @@
-//! How soon an event can be read: posts callbacks at a steady rate, reads the bridge's event stream
-//! beside it, and measures for each topic the time from its callback's answer, and from its sending,
-//! to its event. Both ends are in one process, so that one clock measures both.
+//! How soon an event can be read: posts callbacks at a steady rate, reads the bridge's event stream or
+//! a broker beside it, and measures for each topic the time from its callback's answer, and from its
+//! sending, to its event. Both ends are in one process, so that one clock measures both.
 //!
-//! `readable CALLBACK_URL ADMIN_URL SDK_APP_ID TOKEN PER_SECOND SECONDS`
+//! `readable CALLBACK_URL SOURCE SDK_APP_ID TOKEN PER_SECOND SECONDS`; SOURCE is the URL of the private
+//! listener, or a broker's with the place, as in `kafka://host:port#topic` (`source.rs`).
+
+mod source;
 
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -13,14 +16,14 @@ use anyhow::{Context as _, bail, ensure};
 use bytes::Bytes;
 use hdrhistogram::Histogram;
 use http_body_util::{BodyExt as _, Full};
-use hyper::body::Incoming;
 use hyper::client::conn::http1::{SendRequest, handshake};
-use hyper::header::{ACCEPT, HOST};
+use hyper::header::HOST;
 use hyper::{Request, Uri};
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
+use source::Source;
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinSet;
@@ -29,15 +32,13 @@ const CONNECTIONS: usize = 16;
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long the last events may take after the last answer.
 const LAST_EVENTS: Duration = Duration::from_secs(10);
-/// Of a line of the stream; an event is some hundred bytes.
-const MAX_LINE_BYTES: usize = 1024 * 1024;
 const MAX_CALLBACKS: f64 = 10_000_000.0;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<ExitCode> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [callbacks, admin, app, token, rate, seconds] = arguments.as_slice() else {
-        bail!("usage: readable CALLBACK_URL ADMIN_URL SDK_APP_ID TOKEN PER_SECOND SECONDS");
+    let [callbacks, source, app, token, rate, seconds] = arguments.as_slice() else {
+        bail!("usage: readable CALLBACK_URL SOURCE SDK_APP_ID TOKEN PER_SECOND SECONDS");
     };
     let rate: f64 = rate.parse().context("PER_SECOND is not a number")?;
     let seconds: f64 = seconds.parse().context("SECONDS is not a number")?;
@@ -55,8 +56,8 @@ async fn main() -> anyhow::Result<ExitCode> {
         app: app.clone(),
         token: token.clone(),
     });
-    let events = subscribe(&admin.parse().context("ADMIN_URL is not a URL")?).await?;
-    let reader = tokio::spawn(read(Arc::clone(&trial), events));
+    let source = Source::open(source).await.context("cannot read the events")?;
+    let reader = tokio::spawn(read(Arc::clone(&trial), source));
 
     let pacing = Arc::clone(&trial);
     let pacer = std::thread::spawn(move || pace(&pacing, count as u64, rate));
@@ -76,7 +77,7 @@ async fn main() -> anyhow::Result<ExitCode> {
     // What is still missing then is in the result.
     let _ = tokio::time::timeout(LAST_EVENTS, all_read).await;
     if reader.is_finished() {
-        reader.await?.context("the event stream ended")?;
+        reader.await?.context("the events ended")?;
     }
     let (result, complete) = trial.result();
     writeln!(std::io::stdout(), "{result}")?;
@@ -88,7 +89,7 @@ struct Trial {
     /// Each topic's id is this and its number.
     stem: String,
     times: Mutex<Vec<Times>>,
-    /// Told of each piece of the stream that was read.
+    /// Told whenever events were read.
     read: Notify,
     /// A permit for each callback that is due.
     due: Semaphore,
@@ -230,21 +231,8 @@ async fn send(trial: Arc<Trial>) -> anyhow::Result<()> {
     }
 }
 
-/// Asks for the events from now on, and returns when the bridge has begun its answer.
-async fn subscribe(admin: &Uri) -> anyhow::Result<Incoming> {
-    let request = Request::get("/events")
-        .header(HOST, authority(admin)?)
-        .header(ACCEPT, "text/event-stream")
-        .body(Full::default())?;
-    let mut sender = connect(admin).await?;
-    let response = sender.send_request(request).await.context("cannot subscribe")?;
-    ensure!(response.status() == 200, "GET /events was answered {}", response.status());
-    // The connection goes on for as long as its body is read, without its sender.
-    Ok(response.into_body())
-}
-
-/// Reads the stream until the program ends; a stream that ends before is an error.
-async fn read(trial: Arc<Trial>, mut events: Incoming) -> anyhow::Result<()> {
+/// Reads events until the program ends; a source that ends before is an error.
+async fn read(trial: Arc<Trial>, mut source: Source) -> anyhow::Result<()> {
     #[derive(Deserialize)]
     struct Event {
         data: Data,
@@ -253,20 +241,10 @@ async fn read(trial: Arc<Trial>, mut events: Incoming) -> anyhow::Result<()> {
     struct Data {
         topic_id: String,
     }
-    let mut pending = Vec::new();
     loop {
-        let frame = events.frame().await.context("the bridge closed it")??;
-        let now = Instant::now();
-        let Ok(piece) = frame.into_data() else {
-            continue;
-        };
-        pending.extend_from_slice(&piece);
-        let whole = pending.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
-        for line in pending[..whole].split(|byte| *byte == b'\n') {
-            let Some(data) = line.strip_prefix(b"data:") else {
-                continue;
-            };
-            let event: Event = serde_json::from_slice(data).context("not an event")?;
+        let (now, events) = source.next().await?;
+        for event in events {
+            let event: Event = serde_json::from_slice(&event).context("not an event")?;
             let number = event.data.topic_id.strip_prefix(&trial.stem);
             if let Some(number) = number.and_then(|number| number.parse().ok()) {
                 trial.set(number, |times| {
@@ -275,8 +253,6 @@ async fn read(trial: Arc<Trial>, mut events: Incoming) -> anyhow::Result<()> {
                 });
             }
         }
-        pending.drain(..whole);
-        ensure!(pending.len() <= MAX_LINE_BYTES, "a line of over {MAX_LINE_BYTES} bytes");
         trial.read.notify_one();
     }
 }
