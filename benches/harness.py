@@ -153,9 +153,9 @@ class Broker:
         # What stands in the environment is another set of brokers; Python clients are not needed here.
         self._env = {k: v for k, v in os.environ.items() if not k.startswith("TOPIC_BRIDGE_")}
         others = " ".join(other for other in self._sinks if other != kind)
-        self._env |= {"TOPIC_BRIDGE_TEST_WITHOUT": others, "TOPIC_BRIDGE_TEST_PYTHON": sys.executable}
+        self._env |= {"BRIDGE_TEST_WITHOUT": others, "BRIDGE_TEST_PYTHON": sys.executable}
         exports = self._run("up")
-        name = f"TOPIC_BRIDGE_TEST_{kind.upper()}"
+        name = f"BRIDGE_TEST_{kind.upper()}"
         words = [word.partition("=") for word in shlex.split(exports)]
         self.address = next(value for key, _, value in words if key == name)
 

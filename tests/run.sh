@@ -3,10 +3,10 @@
 # real Kafka, RabbitMQ and NATS brokers, which it starts on free loopback ports and stops at the end.
 # Arguments go to cargo test, as in: tests/run.sh --test it -- crash
 #
-# A broker is taken where its address is given (TOPIC_BRIDGE_TEST_KAFKA=host:port, TOPIC_BRIDGE_TEST_RABBITMQ=
-# amqp://…, TOPIC_BRIDGE_TEST_NATS=nats://…), else from Docker Compose where a Docker engine runs, else from
+# A broker is taken where its address is given (BRIDGE_TEST_KAFKA=host:port, BRIDGE_TEST_RABBITMQ=
+# amqp://…, BRIDGE_TEST_NATS=nats://…), else from Docker Compose where a Docker engine runs, else from
 # packages; tests/brokers/control tells more, also how to keep brokers running between runs.
-# TOPIC_BRIDGE_TEST_WITHOUT="kafka rabbitmq" leaves out the brokers it names: their tests report themselves
+# BRIDGE_TEST_WITHOUT="kafka rabbitmq" leaves out the brokers it names: their tests report themselves
 # as skipped.
 #
 # Needs cargo. What else is missing Debian's apt-get is asked for: a C and a C++ compiler, make and perl to
@@ -46,8 +46,8 @@ for argument in "$@"; do
     esac
 done
 
-[ -z "${TOPIC_BRIDGE_TEST_WITHOUT:-}" ] ||
-    echo "tests/run.sh: WITHOUT ${TOPIC_BRIDGE_TEST_WITHOUT}: what needs it is NOT tested" >&2
+[ -z "${BRIDGE_TEST_WITHOUT:-}" ] ||
+    echo "tests/run.sh: WITHOUT ${BRIDGE_TEST_WITHOUT}: what needs it is NOT tested" >&2
 brokers=$(mktemp -d "${TMPDIR:-/tmp}/topic-bridge-brokers.XXXXXX")
 finish() {
     [ ! -e "$brokers/state.json" ] || tests/brokers/control down "$brokers" >/dev/null

@@ -26,7 +26,7 @@ impl Kind {
 
     /// Whether a second server of this kind can be started beside the first.
     pub(crate) fn has_second(self) -> bool {
-        let has = std::env::var("TOPIC_BRIDGE_TEST_KAFKA_2").is_ok() && self == Kind::Kafka;
+        let has = std::env::var("BRIDGE_TEST_KAFKA_2").is_ok() && self == Kind::Kafka;
         if !has {
             eprintln!("SKIPPED: there is no second {} here", self.name());
         }
@@ -99,7 +99,7 @@ pub(crate) fn rabbitmqctl(arguments: &[&str]) -> String {
 }
 
 pub(crate) fn variable(name: &str) -> String {
-    let name = format!("TOPIC_BRIDGE_TEST_{name}");
+    let name = format!("BRIDGE_TEST_{name}");
     std::env::var(&name).unwrap_or_else(|_| panic!("{name} is not set: run this with tests/run.sh"))
 }
 
@@ -137,7 +137,7 @@ impl Message {
 impl Target {
     fn new(kind: Kind) -> Option<Self> {
         static NUMBER: AtomicUsize = AtomicUsize::new(0);
-        let without = std::env::var("TOPIC_BRIDGE_TEST_WITHOUT").unwrap_or_default();
+        let without = std::env::var("BRIDGE_TEST_WITHOUT").unwrap_or_default();
         if without.split_whitespace().any(|name| name == kind.name()) {
             eprintln!("SKIPPED: this run is without {}", kind.name());
             return None;

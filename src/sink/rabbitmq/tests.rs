@@ -6,7 +6,7 @@ use lapin::types::{AMQPValue, FieldTable};
 use super::*;
 use crate::routing::Template;
 
-const ADDRESS: &str = "TOPIC_BRIDGE_TEST_RABBITMQ";
+const ADDRESS: &str = "BRIDGE_TEST_RABBITMQ";
 
 /// A sink with an exchange of its own, and no queue yet.
 async fn sink(name: &str) -> Rabbitmq {
