@@ -195,7 +195,9 @@ impl Relay {
     /// Reads the page after a position on another thread, if there is one. What cannot be read is read
     /// again when its turn comes, and says then why.
     fn read_ahead(&self, after: u64) -> impl Future<Output = Option<Page>> + use<> {
-        let is_worth_it = self.failures == 0 && *self.outbox.last().borrow() > after;
+        let has_to_wait = !matches!(self.sink, Sink::Embedded);
+        let has_more = *self.outbox.last().borrow() > after;
+        let is_worth_it = has_to_wait && has_more && self.failures == 0;
         let (reader, limit) = (self.reader.clone(), self.batch());
         async move {
             if !is_worth_it {
