@@ -151,7 +151,8 @@ class Broker:
         self.kind = kind
         self.folder = folder
         # What stands in the environment is another set of brokers; Python clients are not needed here.
-        self._env = {k: v for k, v in os.environ.items() if not k.startswith("TOPIC_BRIDGE_")}
+        foreign = ("TOPIC_BRIDGE_", "BRIDGE_TEST_")
+        self._env = {k: v for k, v in os.environ.items() if not k.startswith(foreign)}
         others = " ".join(other for other in self._sinks if other != kind)
         self._env |= {"BRIDGE_TEST_WITHOUT": others, "BRIDGE_TEST_PYTHON": sys.executable}
         exports = self._run("up")
@@ -374,7 +375,7 @@ class Bench:
         total -= total_before
         self.disturbances.append(
             {
-                "load": " ".join(str(part) for part in command).replace(TOKEN, "***"),
+                "load": " ".join([pathlib.Path(command[0]).name, *map(str, command[1:])]).replace(TOKEN, "***"),
                 "server": server.process.args[0] if server else None,
                 "broker": self._broker.kind if self._broker else None,
                 "others": max(0.0, (busy - busy_before) - (own - own_before)) / total,
