@@ -2,8 +2,7 @@
 //! each. Nothing is delivered that was not read back from the outbox, so what runs after a crash is
 //! what runs all day.
 //!
-//! It runs on a thread of its own, for it reads SQLite as it goes. Where more is waiting than one batch
-//! holds, the next is read while the sink confirms this one.
+//! It runs on a thread of its own, for it reads SQLite as it goes.
 //!
 //! While the sink is away the relay waits, longer each time and with jitter, and then tries with one
 //! event. An event that fails by itself is deferred and tried again by itself; the line moves on.
@@ -49,18 +48,10 @@ pub(crate) struct Relay {
     cursor: u64,
     /// Delivered although an event before them has to wait for the sink: not to be sent again.
     ahead: HashSet<u64>,
-    /// What was read while the last batch was delivered.
-    next: Option<Page>,
     /// Attempts in a row at which the sink was away.
     failures: u32,
     /// When the sink last said how it is.
     heard_at: Option<Instant>,
-}
-
-/// The events that follow a position.
-struct Page {
-    after: u64,
-    events: Vec<Stored>,
 }
 
 /// What a round did.
@@ -92,7 +83,6 @@ impl Relay {
             state,
             cursor,
             ahead: HashSet::new(),
-            next: None,
             failures: 0,
             heard_at: None,
         }
@@ -172,40 +162,13 @@ impl Relay {
         if *self.outbox.last().borrow() <= self.cursor {
             return Ok(self.ask().await);
         }
-        let mut events = self.next_in_line(limit)?;
+        let events = self.reader.run_here(|reading| reading.after(self.cursor, limit));
+        let mut events = events.context("cannot read the outbox")?;
         let Some(through) = events.last().map(|event| event.position) else {
             return Ok(self.ask().await);
         };
         events.retain(|event| !self.ahead.contains(&event.position));
         self.forward(events, through).await
-    }
-
-    /// What was read ahead, if it is what comes next, or else a page read now.
-    fn next_in_line(&mut self, limit: usize) -> anyhow::Result<Vec<Stored>> {
-        let (cursor, is_probe) = (self.cursor, self.failures > 0);
-        match self.next.take() {
-            Some(page) if page.after == cursor && !is_probe => Ok(page.events),
-            _ => {
-                let events = self.reader.run_here(|reading| reading.after(cursor, limit));
-                events.context("cannot read the outbox")
-            }
-        }
-    }
-
-    /// Reads the page after a position on another thread, if there is one. What cannot be read is read
-    /// again when its turn comes, and says then why.
-    fn read_ahead(&self, after: u64) -> impl Future<Output = Option<Page>> + use<> {
-        let has_to_wait = !matches!(self.sink, Sink::Embedded);
-        let has_more = *self.outbox.last().borrow() > after;
-        let is_worth_it = has_to_wait && has_more && self.failures == 0;
-        let (reader, limit) = (self.reader.clone(), self.batch());
-        async move {
-            if !is_worth_it {
-                return None;
-            }
-            let events = reader.run(move |reading| reading.after(after, limit)).await.ok()?;
-            (!events.is_empty()).then_some(Page { after, events })
-        }
     }
 
     fn batch(&self) -> usize {
@@ -227,10 +190,7 @@ impl Relay {
 
     /// Hands over the next events in line, the last of which has the position `through`.
     async fn forward(&mut self, events: Vec<Stored>, through: u64) -> anyhow::Result<Round> {
-        // The reading comes first, for it only has to be set off; a sink may be busy for long.
-        let reading = self.read_ahead(through);
-        let (next, verdicts) = tokio::join!(reading, self.deliver(&events));
-        self.next = next;
+        let verdicts = self.deliver(&events).await;
         let mut settlement = Settlement { through, ..Settlement::default() };
         let mut away = None;
         for (event, verdict) in events.iter().zip(verdicts) {

@@ -29,9 +29,6 @@ pub(super) use tail::tail;
 use topic::Topic;
 use verdict::{code_of, in_words, is_of_the_batch, reason};
 
-/// How many times `relay.batch` the relay hands over at once when so many wait.
-pub(super) const BATCHES: usize = 8;
-
 /// How long `close` waits for what a dropped batch left behind…
 const FLUSH: Duration = Duration::from_secs(1);
 

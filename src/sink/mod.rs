@@ -23,6 +23,10 @@ use tokio::sync::mpsc;
 use crate::config::{Config, Faults, SinkKind};
 use crate::outbox::Stored;
 
+/// How many times `relay.batch` a sink gets at once that does well with more.
+#[cfg(any(feature = "kafka", feature = "nats"))]
+const BATCHES: usize = 4;
+
 /// What became of one event.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Verdict {
@@ -177,13 +181,14 @@ impl Sink {
         }
     }
 
-    /// How many events it does best to hand over at once, where `relay.batch` is `configured`. The
-    /// client of Kafka sends them in a bundle for each partition, one bundle after the other, and waits
-    /// for each: the larger the bundles, the fewer the waits.
+    /// How many events it does best to hand over at once, where `relay.batch` is `configured`. Each batch
+    /// is waited for, and larger ones less often: Kafka and NATS were seen to gain by that.
     pub(crate) fn batch(&self, configured: usize) -> usize {
         match self {
             #[cfg(feature = "kafka")]
-            Sink::Kafka(_) => kafka::BATCHES * configured,
+            Sink::Kafka(_) => BATCHES * configured,
+            #[cfg(feature = "nats")]
+            Sink::Nats(_) => BATCHES * configured,
             _ => configured,
         }
     }

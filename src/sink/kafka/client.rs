@@ -14,10 +14,9 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::FutureProducer;
 use rdkafka::types::RDKafkaConfRes;
 
-use super::BATCHES;
 use super::verdict::{self, code_of};
 use crate::config::{Config, Secret};
-use crate::sink::Reason;
+use crate::sink::{BATCHES, Reason};
 
 pub(super) type Producer = FutureProducer<Context>;
 
