@@ -30,7 +30,10 @@ fn check_refusal(bridge: &Bridge, reply: &Reply, reason: &str) {
     assert_eq!(reply.body, expected);
     let (status, readiness) = bridge.readiness();
     assert_eq!((status, &readiness["outbox"]["reason"]), (503, &reason.into()));
-    assert!(bridge.log().contains("callbacks are answered 503"), "{}", bridge.log());
+    // The log's lines are read by a thread of their own, which may be behind.
+    eventually("the log says so", || {
+        bridge.log().contains("callbacks are answered 503").then_some(())
+    });
 }
 
 fn resumes(bridge: &Bridge) {
