@@ -73,6 +73,8 @@ pub(crate) struct Bridge {
     pub(crate) ingress: SocketAddr,
     pub(crate) admin: SocketAddr,
     log: Arc<Mutex<String>>,
+    /// Reads the log, to its end.
+    log_reader: Option<thread::JoinHandle<()>>,
     settings: Vec<(String, String)>,
     home: Arc<TempDir>,
 }
@@ -118,7 +120,7 @@ impl Bridge {
         let log = Arc::new(Mutex::new(String::new()));
         let stderr = BufReader::new(child.stderr.take().unwrap());
         let lines = log.clone();
-        thread::spawn(move || {
+        let log_reader = thread::spawn(move || {
             for line in stderr.lines().map_while(Result::ok) {
                 lines.lock().unwrap().push_str(&(line + "\n"));
             }
@@ -135,7 +137,8 @@ impl Bridge {
             assert!(ended.is_none(), "it ended: {ended:?}\n{}", log.lock().unwrap());
             Some((address("listening for callbacks")?, address("private listener ready")?))
         });
-        Bridge { child, ingress: both.0, admin: both.1, log, settings, home }
+        let log_reader = Some(log_reader);
+        Bridge { child, ingress: both.0, admin: both.1, log, log_reader, settings, home }
     }
 
     /// Starts again, on the same outbox, after the end of this one.
@@ -174,9 +177,13 @@ impl Bridge {
         self.child.wait().unwrap();
     }
 
-    /// Waits for its end.
+    /// Waits for its end, and that of its log.
     pub(crate) fn ended(&mut self) -> ExitStatus {
-        eventually("the bridge ends", || self.child.try_wait().unwrap())
+        let status = eventually("the bridge ends", || self.child.try_wait().unwrap());
+        if let Some(log_reader) = self.log_reader.take() {
+            log_reader.join().unwrap();
+        }
+        status
     }
 
     /// A topic-created callback, signed as the platform signs.
