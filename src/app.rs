@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
+use tokio::runtime::Builder;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
@@ -250,16 +251,25 @@ impl Task {
     }
 }
 
-/// Runs a future that blocks now and then on a thread where it keeps nobody else waiting.
+/// How long what still blocks in a client library may hold up the end of the thread that it ran for.
+const LEFTOVERS: Duration = Duration::from_secs(1);
+
+/// Runs a future that blocks now and then, and everything that it spawns, on a thread where it keeps
+/// nobody else waiting.
 async fn on_own_thread(
     name: &str,
     body: impl Future<Output = anyhow::Result<()>> + Send + 'static,
 ) -> anyhow::Result<()> {
     let (done, result) = tokio::sync::oneshot::channel();
-    let runtime = tokio::runtime::Handle::current();
+    let runtime = Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.context("cannot start a runtime")?;
     std::thread::Builder::new()
         .name(name.to_owned())
-        .spawn(move || done.send(runtime.block_on(body)))
+        .spawn(move || {
+            let result = runtime.block_on(body);
+            runtime.shutdown_timeout(LEFTOVERS);
+            done.send(result)
+        })
         .context("no thread to run on")?;
     result.await.context("it panicked")?
 }
