@@ -9,6 +9,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::config::Config;
+use crate::log;
 use crate::sink;
 
 /// Lines that may wait to be written.
@@ -26,6 +27,7 @@ pub struct Args {
 
 pub fn run(args: &Args, file: Option<PathBuf>, set: &[String]) -> anyhow::Result<ExitCode> {
     let config = Config::load(file, set)?;
+    log::start(&config);
     let runtime = Builder::new_current_thread().enable_all().build();
     let runtime = runtime.context("cannot start the runtime")?;
     runtime.block_on(async {

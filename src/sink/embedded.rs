@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use tokio::sync::mpsc;
 
-use super::{Finding, Health, Verdict};
+use super::{Finding, Health, Verdict, subscribed};
 use crate::config::Config;
 use crate::outbox::{Reader, Stored};
 
@@ -36,6 +36,7 @@ pub(super) async fn tail(
         .run(move |reading| if from_start { reading.before_oldest() } else { reading.newest() })
         .await
         .context("cannot read the outbox")?;
+    subscribed(from_start);
     loop {
         let page = reader.run(move |reading| reading.after(position, PAGE)).await;
         let page = page.context("cannot read the outbox")?;

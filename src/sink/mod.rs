@@ -261,3 +261,9 @@ pub(crate) async fn tail(
         other => unreachable!("{} is refused where it is not built in", other.name()),
     }
 }
+
+/// Tells whoever waits for the first line of `tail` that nothing is missed from here on.
+fn subscribed(from_start: bool) {
+    let since = if from_start { "the oldest event" } else { "now" };
+    tracing::info!(since, "reading");
+}

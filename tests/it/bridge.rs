@@ -149,6 +149,16 @@ impl Bridge {
         Self::launch(settings, home, |_| {})
     }
 
+    /// Another subcommand with the configuration of this bridge.
+    pub(crate) fn command(&self, subcommand: &str) -> Command {
+        let mut command = program();
+        command.arg(subcommand);
+        for (key, value) in &self.settings {
+            command.arg("--set").arg(format!("{key}={value}"));
+        }
+        command
+    }
+
     pub(crate) fn home(&self) -> &Path {
         self.home.path()
     }
@@ -326,6 +336,11 @@ pub struct Ended {
 
 /// Runs the program to its end, which has to come by itself.
 pub fn run(command: &mut Command) -> Ended {
+    run_and(command, "", || {})
+}
+
+/// The same, and does something once the program has said `word` on stderr.
+pub fn run_and(command: &mut Command, word: &str, act: impl FnOnce()) -> Ended {
     struct KilledWhenDropped(Child);
     impl Drop for KilledWhenDropped {
         fn drop(&mut self) {
@@ -333,17 +348,54 @@ pub fn run(command: &mut Command) -> Ended {
             let _ = self.0.wait();
         }
     }
-    let read = |mut pipe: Box<dyn Read + Send>| {
-        thread::spawn(move || {
-            let mut text = String::new();
-            pipe.read_to_string(&mut text).map(|_| text).unwrap()
-        })
+    let read = |pipe: Box<dyn Read + Send>| {
+        let text = Arc::new(Mutex::new(String::new()));
+        let lines = text.clone();
+        let reader = thread::spawn(move || {
+            let mut pipe = BufReader::new(pipe);
+            let mut line = String::new();
+            while pipe.read_line(&mut line).unwrap() > 0 {
+                lines.lock().unwrap().push_str(&std::mem::take(&mut line));
+            }
+        });
+        (text, reader)
     };
     let command = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = KilledWhenDropped(command.spawn().unwrap());
-    let stdout = read(Box::new(child.0.stdout.take().unwrap()));
-    let stderr = read(Box::new(child.0.stderr.take().unwrap()));
+    let (stdout, stdout_reader) = read(Box::new(child.0.stdout.take().unwrap()));
+    let (stderr, stderr_reader) = read(Box::new(child.0.stderr.take().unwrap()));
+    eventually("the program says the word", || {
+        let ended = child.0.try_wait().unwrap();
+        let has_said = stderr.lock().unwrap().contains(word);
+        assert!(has_said || ended.is_none(), "it ended without: {}", stderr.lock().unwrap());
+        has_said.then_some(())
+    });
+    act();
     let status = eventually("the program ends", || child.0.try_wait().unwrap());
-    let (stdout, stderr) = (stdout.join().unwrap(), stderr.join().unwrap());
-    Ended { code: status.code(), stdout, stderr }
+    stdout_reader.join().unwrap();
+    stderr_reader.join().unwrap();
+    let text = |text: Arc<Mutex<String>>| std::mem::take(&mut *text.lock().unwrap());
+    Ended { code: status.code(), stdout: text(stdout), stderr: text(stderr) }
+}
+
+/// Events that are there already are not shown, and of those that come then none is missed.
+pub fn check_tail(bridge: &Bridge) {
+    let call = |topic: &str| assert_eq!(bridge.call(&body(topic)).status, 200);
+    let is_delivered = || {
+        eventually("all is delivered", || {
+            (bridge.metric("topic_bridge_outbox_pending") == 0.0).then_some(())
+        });
+    };
+    ["old-1", "old-2"].into_iter().for_each(call);
+    is_delivered();
+    let new = ["new-1", "new-2", "new-3"];
+    let ended = run_and(bridge.command("tail").args(["--count", "3"]), "reading", || {
+        new.into_iter().for_each(call);
+    });
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    let event = |line: &str| serde_json::from_str::<Value>(line).unwrap();
+    let mut topics: Vec<_> =
+        ended.stdout.lines().map(|line| event(line)["subject"].take()).collect();
+    topics.sort_by_key(Value::to_string);
+    assert_eq!(topics, new, "{ended:?}");
 }

@@ -51,6 +51,7 @@ against_each_broker! {
     an_idle_bridge_notices_that_the_broker_is_gone_and_back
     what_was_answered_ok_survives_kills_of_the_bridge
     tail_shows_each_event_as_a_line
+    tail_misses_nothing_once_it_says_that_it_reads
     check_connect_says_what_is_missing
     an_event_on_its_way_at_a_stop_is_delivered_before_the_end
 }
@@ -439,13 +440,7 @@ mod checks {
             let bridge = start(&target, &[("event.encoding", encoding)]);
             call_many(&bridge, "tön", 10);
             is_delivered(&bridge);
-            let mut command = program();
-            command.arg("tail").args(["--from-start", "--count", "10"]);
-            for (key, value) in target.settings() {
-                command.arg("--set").arg(format!("{key}={value}"));
-            }
-            command.arg("--set").arg(format!("apps={}", bridge::APPS));
-            let ended = run(&mut command);
+            let ended = run(bridge.command("tail").args(["--from-start", "--count", "10"]));
             assert_eq!(ended.code, Some(0), "{ended:?}");
             let mut lines: Vec<Value> =
                 ended.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
@@ -456,6 +451,12 @@ mod checks {
             // It took nothing away from others.
             assert_eq!(target.read(10).len(), 10);
         }
+    }
+
+    pub(super) fn tail_misses_nothing_once_it_says_that_it_reads(kind: Kind) {
+        let Some(broker) = broker::shared(kind) else { return };
+        let bridge = start(&broker.target, &[]);
+        bridge::check_tail(&bridge);
     }
 
     pub(super) fn check_connect_says_what_is_missing(kind: Kind) {

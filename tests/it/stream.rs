@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::bridge::{Bridge, TOKEN, body, eventually, program};
+use crate::bridge::{Bridge, TOKEN, body, check_tail, eventually, program, run};
 use crate::http::{self, Connection};
 
 /// One server-sent event.
@@ -366,4 +366,13 @@ fn every_metric_is_there_from_the_start() {
     }
     let last = bridge.metric("topic_bridge_last_callback_timestamp_seconds");
     assert!((crate::bridge::now() as f64 - last).abs() < 60.0, "{last}");
+}
+
+#[test]
+fn tail_reads_the_outbox_where_that_is_the_stream() {
+    let bridge = Bridge::start(&[]);
+    check_tail(&bridge);
+    let ended = run(bridge.command("tail").args(["--from-start", "--count", "2"]));
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert_eq!(ended.stdout.lines().count(), 2, "{ended:?}");
 }

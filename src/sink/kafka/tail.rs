@@ -3,21 +3,26 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::bail;
 use rdkafka::consumer::{Consumer as _, StreamConsumer};
 use rdkafka::error::KafkaError;
 use rdkafka::message::Message as _;
+use rdkafka::producer::Producer as _;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 
-use super::client::{Clients, Context, describe, failed};
+use super::client::{Clients, Context, Producer, describe, failed};
 use super::message;
 use super::topic::Topic;
 use crate::config::Config;
-use crate::sink::Kind;
+use crate::sink::{Kind, subscribed};
+
+/// To ask for the end of a partition.
+const LOOK: Duration = Duration::from_secs(5);
 
 pub(in crate::sink) async fn tail(
     config: &Config,
@@ -27,14 +32,7 @@ pub(in crate::sink) async fn tail(
     let clients = Clients::new(config);
     clients.check()?;
     let topic = Topic::new(&config.kafka);
-    let partitions = partitions(config, &clients, &topic).await?;
-
-    let offset = if from_start { Offset::Beginning } else { Offset::End };
-    let mut assignment = TopicPartitionList::new();
-    for partition in partitions {
-        let added = assignment.add_partition_offset(&topic.name, partition, offset);
-        failed(added, "cannot say where to begin")?;
-    }
+    let assignment = assignment(config, &clients, &topic, from_start).await?;
     let context = Context::default();
     // librdkafka wants a group named even where none is joined.
     let group = format!("topic-bridge-tail-{:016x}", fastrand::u64(..));
@@ -46,6 +44,7 @@ pub(in crate::sink) async fn tail(
     ]);
     let consumer = Arc::new(clients.consumer(&settings, context.clone())?);
     failed(consumer.assign(&assignment), "cannot read the topic")?;
+    subscribed(from_start);
     let result = tokio::select! {
         () = lines.closed() => Ok(()),
         result = forward(&consumer, &context, &lines) => result,
@@ -54,24 +53,49 @@ pub(in crate::sink) async fn tail(
     result
 }
 
-/// The partitions of a topic that has to be there.
-async fn partitions(config: &Config, clients: &Clients, topic: &Topic) -> anyhow::Result<Vec<i32>> {
+/// All partitions of a topic that has to be there, and where to begin in each.
+async fn assignment(
+    config: &Config,
+    clients: &Clients,
+    topic: &Topic,
+    from_start: bool,
+) -> anyhow::Result<TopicPartitionList> {
     let context = Context::default();
     let looker = clients.producer(context.clone())?;
     let deadline = Instant::now() + config.relay.confirm_timeout;
-    let seen = topic.look(&looker, &context, deadline).await;
-    spawn_blocking(move || drop(looker)); // waits for its threads
-    let seen = match seen {
+    let seen = match topic.look(&looker, &context, deadline).await {
         Ok(seen) => seen,
         Err(reason) => bail!(reason.text),
     };
-    match seen.partitions {
-        Some(partitions) => Ok(partitions.iter().map(|partition| partition.id).collect()),
+    let partitions = match seen.partitions {
+        Some(partitions) => partitions,
         None if topic.create.is_some() => bail!(
             "the topic {:?} is missing: the bridge creates it at its start, so start that first",
             topic.name
         ),
         None => bail!(topic.missing()),
+    };
+    let name = topic.name.clone();
+    let assignment = spawn_blocking(move || {
+        let mut assignment = TopicPartitionList::new();
+        for partition in partitions {
+            let offset = match from_start {
+                true => Offset::Beginning,
+                false => end(&looker, &name, partition.id),
+            };
+            assignment.add_partition_offset(&name, partition.id, offset)?;
+        }
+        Ok(assignment)
+    });
+    failed(assignment.await?, "cannot say where to begin")
+}
+
+/// The end of a partition as a number: told to begin at "the end", librdkafka asks for it only once its
+/// consumer is connected, and what came meanwhile would be passed over. Blocks.
+fn end(looker: &Producer, topic: &str, partition: i32) -> Offset {
+    match looker.client().fetch_watermarks(topic, partition, LOOK) {
+        Ok((_oldest, next)) => Offset::Offset(next),
+        Err(_) => Offset::End, // it has no leader now, so nothing comes there either
     }
 }
 

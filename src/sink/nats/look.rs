@@ -12,7 +12,7 @@ use futures_util::StreamExt as _;
 use percent_encoding::percent_decode_str;
 use tokio::sync::mpsc;
 
-use super::super::{Finding, Health, Kind, Reason};
+use super::super::{Finding, Health, Kind, Reason, subscribed};
 use super::{LinkState, PREFIX, connect, forbidden, stream};
 use crate::config::{self, Config};
 use crate::event::{self, Encoding, Envelope};
@@ -130,6 +130,7 @@ pub(in super::super) async fn tail(
     };
     let consumer = stream.create_consumer(consumer).await.context("cannot read the stream")?;
     let mut messages = consumer.messages().await.context("cannot read the stream")?;
+    subscribed(from_start);
     loop {
         let message = tokio::select! {
             () = lines.closed() => return Ok(()),

@@ -17,7 +17,7 @@ use lapin::{BasicProperties, Channel, Connection};
 use serde_json::value::RawValue;
 use tokio::sync::mpsc;
 
-use super::super::Reason;
+use super::super::{Reason, subscribed};
 use super::connection::Link;
 use super::message::PREFIX;
 use super::{Rabbitmq, topology};
@@ -68,6 +68,7 @@ async fn show(
     let own = bind_own(&channel, exchange)
         .await
         .with_context(|| format!("cannot bind a queue to the exchange {exchange:?}"))?;
+    subscribed(past.is_some());
     let mut shown = HashSet::new();
     if let Some(queue) = past {
         shown = show_past(connection, queue, lines)
