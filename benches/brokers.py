@@ -87,7 +87,7 @@ class SinkLatency(BrokerPart):
             for rate in RATES:
                 with bench.bridge(**broker.settings()) as server:
                     # Before the consumer: it needs the topic, which the bridge creates.
-                    warm = bench.send(server, seconds=0.5, connections=RATED_CONNECTIONS, rate=rate)
+                    warm = bench.warm_up(server, connections=RATED_CONNECTIONS, rate=rate)
                     server.wait_until_published(warm["answered"], 30)
                     result = bench.readable(
                         server, rate=rate, seconds=bench.rated_seconds, source=broker.source()
@@ -118,11 +118,11 @@ class Saturation(BrokerPart):
         for connections in CONNECTIONS:
             with bench.broker(kind) as broker:
                 with bench.floor() as server:
-                    bench.send(server, seconds=0.5, connections=connections)
+                    bench.warm_up(server, connections=connections)
                     floor = bench.send(server, seconds=bench.seconds, connections=connections)
                 settings = broker.settings() | {"OUTBOX__MAX_BYTES": "4 GiB"}
                 with bench.bridge(**settings) as server:
-                    warm = bench.send(server, seconds=0.5, connections=connections)
+                    warm = bench.warm_up(server, connections=connections)
                     server.wait_until_published(warm["answered"], 60)
                     before = server.cpu_seconds()
                     summary = bench.send(server, seconds=bench.seconds, connections=connections)

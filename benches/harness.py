@@ -33,6 +33,8 @@ START_TIMEOUT = 10.0
 BROKER_TIMEOUT = 180.0  # to start a broker, which may have to be installed first
 STOP_TIMEOUT = 30.0
 QUIET_TIMEOUT = 10.0
+# Seconds for which a server is loaded before it is measured.
+WARM_UP = 0.5
 # More of the machine's time than this taken by others makes a load's numbers doubtful.
 MAX_DISTURBANCE = 0.05
 
@@ -343,14 +345,23 @@ class Bench:
     def roles(self):
         return (("floor", self.floor), ("bridge", self.bridge))
 
+    def warm_up(self, server, *, connections, rate=None):
+        """A load whose numbers count for nothing, so that nothing can disturb it."""
+        return self._send(server, WARM_UP, connections, rate, contextlib.nullcontext())
+
     def send(self, server, *, seconds, connections, rate=None):
-        """Loads a server and returns the summary; whatever is not answered OK spoils it."""
+        """Loads a server and returns the summary."""
+        watch = self._undisturbed(server, ["send", f"{connections} connections, rate {rate}"])
+        return self._send(server, seconds, connections, rate, watch)
+
+    def _send(self, server, seconds, connections, rate, watch):
+        """Whatever is not answered OK spoils it."""
         command = [self.binaries / "topic-bridge", "send", "--json", "--url", server.url]
         command += ["--sdk-app-id", APP, "--token", TOKEN]
         command += ["--duration", f"{round(seconds * 1000)}ms", "--concurrency", connections]
         if rate:
             command += ["--rate", rate]
-        with self._undisturbed(server, command):
+        with watch:
             return run_json(command, seconds + 30)
 
     def readable(self, server, *, rate, seconds, source=None):

@@ -79,7 +79,7 @@ class Throughput(Part):
                 key = f"{role} {connections}"
                 with start() as server:
                     # Allocations, connections and the outbox's first pages are not the steady state.
-                    bench.send(server, seconds=0.5, connections=connections)
+                    bench.warm_up(server, connections=connections)
                     server.wait_until_quiet()
                     before = server.cpu_seconds()
                     summary = bench.send(server, seconds=bench.seconds, connections=connections)
@@ -131,7 +131,7 @@ class Latency(Part):
         for rate in RATES:
             for role, start in bench.roles():
                 with start() as server:
-                    bench.send(server, seconds=0.5, connections=RATED_CONNECTIONS, rate=rate)
+                    bench.warm_up(server, connections=RATED_CONNECTIONS, rate=rate)
                     summary = bench.send(
                         server, seconds=bench.rated_seconds, connections=RATED_CONNECTIONS, rate=rate
                     )
@@ -159,7 +159,7 @@ class Readable(Part):
         numbers = {}
         for rate in RATES:
             with bench.bridge() as server:
-                bench.send(server, seconds=0.5, connections=RATED_CONNECTIONS, rate=rate)
+                bench.warm_up(server, connections=RATED_CONNECTIONS, rate=rate)
                 result = bench.readable(server, rate=rate, seconds=bench.rated_seconds)
             for interval, _ in self.intervals:
                 for quantile in ("p50", "p99", "p99.9"):
