@@ -2,7 +2,8 @@
 //! each. Nothing is delivered that was not read back from the outbox, so what runs after a crash is
 //! what runs all day.
 //!
-//! It runs on a thread of its own, for it reads SQLite as it goes.
+//! It runs on a thread of its own, with the clients of the brokers: it reads SQLite as it goes, and what a
+//! broker costs is not taken from the thread that answers.
 //!
 //! While the sink is away the relay waits, longer each time and with jitter, and then tries with one
 //! event. An event that fails by itself is deferred and tried again by itself; the line moves on.
