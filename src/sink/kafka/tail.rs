@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::bail;
+use anyhow::{anyhow, bail};
 use rdkafka::consumer::{Consumer as _, StreamConsumer};
 use rdkafka::error::KafkaError;
 use rdkafka::message::Message as _;
@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use super::client::{Clients, Context, Producer, describe, failed};
 use super::message;
-use super::topic::Topic;
+use super::topic::{Seen, Topic};
 use crate::config::Config;
 use crate::sink::{Kind, subscribed};
 
@@ -32,7 +32,16 @@ pub(in crate::sink) async fn tail(
     let clients = Clients::new(config);
     clients.check()?;
     let topic = Topic::new(&config.kafka);
-    let assignment = assignment(config, &clients, &topic, from_start).await?;
+    let context = Context::default();
+    let looker = clients.producer(context.clone())?;
+    let deadline = Instant::now() + config.relay.confirm_timeout;
+    let assignment = match topic.look(&looker, &context, deadline).await {
+        Ok(seen) => assignment(&topic, seen, &looker, from_start).await,
+        Err(reason) => Err(anyhow!(reason.text)),
+    };
+    spawn_blocking(move || drop(looker)); // waits for its threads
+    let assignment = assignment?;
+
     let context = Context::default();
     // librdkafka wants a group named even where none is joined.
     let group = format!("topic-bridge-tail-{:016x}", fastrand::u64(..));
@@ -55,18 +64,11 @@ pub(in crate::sink) async fn tail(
 
 /// All partitions of a topic that has to be there, and where to begin in each.
 async fn assignment(
-    config: &Config,
-    clients: &Clients,
     topic: &Topic,
+    seen: Seen,
+    looker: &Producer,
     from_start: bool,
 ) -> anyhow::Result<TopicPartitionList> {
-    let context = Context::default();
-    let looker = clients.producer(context.clone())?;
-    let deadline = Instant::now() + config.relay.confirm_timeout;
-    let seen = match topic.look(&looker, &context, deadline).await {
-        Ok(seen) => seen,
-        Err(reason) => bail!(reason.text),
-    };
     let partitions = match seen.partitions {
         Some(partitions) => partitions,
         None if topic.create.is_some() => bail!(
@@ -75,7 +77,7 @@ async fn assignment(
         ),
         None => bail!(topic.missing()),
     };
-    let name = topic.name.clone();
+    let (looker, name) = (looker.clone(), topic.name.clone());
     let assignment = spawn_blocking(move || {
         let mut assignment = TopicPartitionList::new();
         for partition in partitions {
