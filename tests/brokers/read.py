@@ -47,7 +47,10 @@ def kafka(address, topic, reader):
     consumer = Consumer(
         {"bootstrap.servers": address, "group.id": "read.py", "enable.auto.commit": False, "fetch.wait.max.ms": 50}
     )
-    partitions = consumer.list_topics(topic, timeout=10).topics[topic].partitions
+    seen = consumer.list_topics(topic, timeout=10).topics[topic]
+    if seen.error:
+        sys.exit(f"read.py: {topic}: {seen.error}; wait for the topic first")
+    partitions = seen.partitions
     consumer.assign([TopicPartition(topic, number, OFFSET_BEGINNING) for number in partitions])
     while not reader.is_done():
         message = consumer.poll(0.1)

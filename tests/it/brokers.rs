@@ -130,6 +130,7 @@ mod checks {
             assert_eq!(bridge.call(&body.to_string()).status, 200);
             expected.push((group, topic));
         }
+        is_delivered(&bridge);
         let messages = broker.target.read(301);
         assert_eq!(messages.len(), 301);
         let published: Vec<_> = messages.iter().map(|message| message.body.clone()).collect();
@@ -226,6 +227,8 @@ mod checks {
         let bridge = start(&broker.target, &[("event.encoding", "binary")]);
         let topic = "näme with 100% \"quotes\"";
         call(&bridge, topic);
+        // A reader that comes before the topic, queue or stream finds nothing to read.
+        is_delivered(&bridge);
         let message = broker.target.read(1).pop().unwrap();
         let event = bridge.events().pop().unwrap();
         assert_eq!(message.body, event["data"]);
@@ -280,6 +283,7 @@ mod checks {
             let reply = http::request(bridge.ingress, "POST", &target, &headers, body.as_bytes());
             assert_eq!(reply.status, 200);
         }
+        is_delivered(&bridge);
         for message in broker.target.read(3) {
             let found = message.header("traceparent").unwrap();
             if message.topic_id() == "traced" {
