@@ -67,6 +67,14 @@ pub(crate) fn program() -> Command {
     command
 }
 
+fn configured(settings: &[(String, String)]) -> Command {
+    let mut command = program();
+    for (key, value) in settings {
+        command.arg("--set").arg(format!("{key}={value}"));
+    }
+    command
+}
+
 /// A running bridge on an outbox in a folder of its own. Killed when dropped.
 pub(crate) struct Bridge {
     child: Child,
@@ -111,10 +119,7 @@ impl Bridge {
         home: Arc<TempDir>,
         prepare: impl FnOnce(&mut Command),
     ) -> Self {
-        let mut command = program();
-        for (key, value) in &settings {
-            command.arg("--set").arg(format!("{key}={value}"));
-        }
+        let mut command = configured(&settings);
         prepare(&mut command);
         let mut child = command.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
         let log = Arc::new(Mutex::new(String::new()));
@@ -151,11 +156,8 @@ impl Bridge {
 
     /// Another subcommand with the configuration of this bridge.
     pub(crate) fn command(&self, subcommand: &str) -> Command {
-        let mut command = program();
+        let mut command = configured(&self.settings);
         command.arg(subcommand);
-        for (key, value) in &self.settings {
-            command.arg("--set").arg(format!("{key}={value}"));
-        }
         command
     }
 
