@@ -67,6 +67,20 @@ pub(crate) fn program() -> Command {
     command
 }
 
+/// What comes out of a pipe, line by line, and the thread that reads it to its end.
+fn follow(pipe: impl Read + Send + 'static) -> (Arc<Mutex<String>>, thread::JoinHandle<()>) {
+    let text = Arc::new(Mutex::new(String::new()));
+    let lines = text.clone();
+    let reader = thread::spawn(move || {
+        let mut pipe = BufReader::new(pipe);
+        let mut line = String::new();
+        while pipe.read_line(&mut line).unwrap() > 0 {
+            lines.lock().unwrap().push_str(&std::mem::take(&mut line));
+        }
+    });
+    (text, reader)
+}
+
 fn configured(settings: &[(String, String)]) -> Command {
     let mut command = program();
     for (key, value) in settings {
@@ -122,14 +136,7 @@ impl Bridge {
         let mut command = configured(&settings);
         prepare(&mut command);
         let mut child = command.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
-        let log = Arc::new(Mutex::new(String::new()));
-        let stderr = BufReader::new(child.stderr.take().unwrap());
-        let lines = log.clone();
-        let log_reader = thread::spawn(move || {
-            for line in stderr.lines().map_while(Result::ok) {
-                lines.lock().unwrap().push_str(&(line + "\n"));
-            }
-        });
+        let (log, log_reader) = follow(child.stderr.take().unwrap());
         let address = |message: &str| {
             let log = log.lock().unwrap();
             let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
@@ -350,22 +357,10 @@ pub fn run_and(command: &mut Command, word: &str, act: impl FnOnce()) -> Ended {
             let _ = self.0.wait();
         }
     }
-    let read = |pipe: Box<dyn Read + Send>| {
-        let text = Arc::new(Mutex::new(String::new()));
-        let lines = text.clone();
-        let reader = thread::spawn(move || {
-            let mut pipe = BufReader::new(pipe);
-            let mut line = String::new();
-            while pipe.read_line(&mut line).unwrap() > 0 {
-                lines.lock().unwrap().push_str(&std::mem::take(&mut line));
-            }
-        });
-        (text, reader)
-    };
     let command = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = KilledWhenDropped(command.spawn().unwrap());
-    let (stdout, stdout_reader) = read(Box::new(child.0.stdout.take().unwrap()));
-    let (stderr, stderr_reader) = read(Box::new(child.0.stderr.take().unwrap()));
+    let (stdout, stdout_reader) = follow(child.0.stdout.take().unwrap());
+    let (stderr, stderr_reader) = follow(child.0.stderr.take().unwrap());
     eventually("the program says the word", || {
         let ended = child.0.try_wait().unwrap();
         let has_said = stderr.lock().unwrap().contains(word);
@@ -380,16 +375,17 @@ pub fn run_and(command: &mut Command, word: &str, act: impl FnOnce()) -> Ended {
     Ended { code: status.code(), stdout: text(stdout), stderr: text(stderr) }
 }
 
+pub(crate) fn is_delivered(bridge: &Bridge) {
+    eventually("all is delivered", || {
+        (bridge.metric("topic_bridge_outbox_pending") == 0.0).then_some(())
+    });
+}
+
 /// Events that are there already are not shown, and of those that come then none is missed.
 pub fn check_tail(bridge: &Bridge) {
     let call = |topic: &str| assert_eq!(bridge.call(&body(topic)).status, 200);
-    let is_delivered = || {
-        eventually("all is delivered", || {
-            (bridge.metric("topic_bridge_outbox_pending") == 0.0).then_some(())
-        });
-    };
     ["old-1", "old-2"].into_iter().for_each(call);
-    is_delivered();
+    is_delivered(bridge);
     let new = ["new-1", "new-2", "new-3"];
     let ended = run_and(bridge.command("tail").args(["--count", "3"]), "reading", || {
         new.into_iter().for_each(call);

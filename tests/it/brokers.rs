@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+pub(crate) use crate::bridge::is_delivered;
 use crate::bridge::{self, APP, Bridge, SAMPLE, TOPIC_CREATED, eventually, program, run};
 use crate::broker::{self, Alone, Kind, Message, Target};
 use crate::http;
@@ -47,7 +48,6 @@ against_each_broker! {
     callbacks_go_on_while_the_broker_is_stopped
     callbacks_go_on_while_the_broker_is_frozen
     callbacks_go_on_while_the_broker_is_killed_and_started_again
-
     what_a_broker_had_not_confirmed_when_it_died_is_sent_again
     a_bridge_starts_while_the_broker_is_away
     an_idle_bridge_notices_that_the_broker_is_gone_and_back
@@ -92,12 +92,6 @@ pub(crate) fn becomes(bridge: &Bridge, wanted: &str) {
         assert!(!is_late, "the sink never became {wanted}: {sink}\n{}", bridge.log());
         thread::sleep(Duration::from_millis(10));
     }
-}
-
-pub(crate) fn is_delivered(bridge: &Bridge) {
-    eventually("all is delivered", || {
-        (bridge.metric("topic_bridge_outbox_pending") == 0.0).then_some(())
-    });
 }
 
 pub(crate) fn topic_ids(messages: &[Message]) -> BTreeSet<String> {

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::bridge::{self, Bridge, PROGRAM, eventually, run};
+use crate::bridge::{self, Bridge, PROGRAM, is_delivered, run};
 use crate::broker::{self, Kind, Target};
 
 #[derive(Clone, Copy)]
@@ -60,9 +60,7 @@ fn publish(bridge: &Bridge, topics: &[&str]) {
     for topic in topics {
         assert_eq!(bridge.call(&bridge::body(topic)).status, 200);
     }
-    eventually("all is delivered", || {
-        (bridge.metric("topic_bridge_outbox_pending") == 0.0).then_some(())
-    });
+    is_delivered(bridge);
 }
 
 /// What a consumer prints for an event.
