@@ -4,7 +4,6 @@
 mod events;
 
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use axum::Router;
 use axum::extract::State;
@@ -15,9 +14,8 @@ use axum::routing::get;
 use serde::Serialize;
 use tokio::sync::watch;
 
-use crate::event;
 use crate::metrics::Metrics;
-use crate::outbox::{Health, Outbox, Reader};
+use crate::outbox::{Outbox, Reader};
 use crate::relay::SinkState;
 use crate::server::Phase;
 
@@ -89,10 +87,9 @@ async fn readyz(State(admin): State<Arc<Admin>>) -> Response {
         Phase::Serving => Part::new("ready", None),
         _ => Part::new("not_ready", Some("the bridge is stopping".into())),
     };
-    let outbox = match &*admin.outbox.health().borrow() {
-        Health::Taking => Part::new("ready", None),
-        Health::Refusing(refusal) => Part::new("not_ready", Some(refusal.to_string())),
-        Health::Poisoned(reason) => Part::new("not_ready", Some(reason.clone())),
+    let outbox = match admin.outbox.refuses() {
+        None => Part::new("ready", None),
+        refusal => Part::new("not_ready", refusal),
     };
     let outbox = outbox
         .with("pending", admin.outbox.pending())
@@ -130,7 +127,7 @@ async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
     metrics.quarantined.set(gauge(outbox.quarantined()));
     match admin.reader.run(|reading| reading.oldest_pending_at()).await {
         Ok(oldest) => {
-            let now = event::since_epoch(SystemTime::now());
+            let now = admin.outbox.clock().steady();
             let age = oldest.map_or(0, |oldest| now.saturating_sub(oldest));
             metrics.outbox_oldest_pending_seconds.set(age as f64 / 1000.0);
         }

@@ -18,10 +18,11 @@ use crate::admin::Admin;
 use crate::config::{Config, Sync};
 use crate::ingress::Ingress;
 use crate::metrics::Metrics;
-use crate::outbox::{Health, Outbox, Workers};
+use crate::outbox::{self, Health, Outbox, Workers};
 use crate::relay::Relay;
 use crate::server::{self, Limits, Phase, Server};
 use crate::sink::Sink;
+use crate::time::Clock;
 use crate::tls;
 
 /// After the listener is closed, how long a kept-alive connection may still bring the request that
@@ -59,8 +60,12 @@ impl App {
         let admin_listener = server::bind(config.admin.listen).await.context("admin.listen")?;
 
         let metrics = Arc::new(Metrics::new(sink_name));
-        let max_queued = config.ingress.max_in_flight;
-        let (outbox, workers) = Outbox::open(&config.outbox, max_queued, metrics.clone())?;
+        let limits = outbox::Limits {
+            max_queued: config.ingress.max_in_flight,
+            slow: config.ingress.ack_deadline,
+        };
+        let clock = Clock::system();
+        let (outbox, workers) = Outbox::open(&config.outbox, limits, metrics.clone(), clock)?;
         let relay = Relay::new(
             config.relay.clone(),
             outbox.clone(),
@@ -293,12 +298,6 @@ fn warn_of_weak_points(config: &Config) {
             "outbox.sync = \"off\": a power cut or a crash of the host loses events that were answered \
              OK, and may damage the outbox"
         ),
-    }
-    if config.outbox.history < config.outbox.dedupe_window {
-        tracing::warn!(
-            "outbox.history is shorter than outbox.dedupe_window: a retry of the platform's that comes \
-             after a restart may be published twice"
-        );
     }
     if !config.admin.listen.ip().is_loopback() {
         tracing::warn!(

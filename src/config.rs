@@ -140,6 +140,8 @@ pub(crate) struct Outbox {
     pub(crate) dedupe_window: Duration,
     pub(crate) history: Duration,
     pub(crate) history_events: u64,
+    pub(crate) remember_ids: Duration,
+    pub(crate) remember_ids_max: u64,
     pub(crate) quarantine_events: u64,
     /// Whether delivered events go before their time when there is no room left. Not where they are
     /// the stream.
@@ -203,7 +205,7 @@ impl Config {
     /// shall not keep an operator from looking.
     pub fn outbox_path(file: Option<PathBuf>, set: &[String]) -> Result<PathBuf, Faults> {
         let mut keys = Keys::new(layers::layer(file, std::env::vars_os(), set)?)?;
-        let path = keys.read("outbox.path", value::file);
+        let path = keys.read("outbox.path", outbox_file);
         if keys.faults.is_empty() { Ok(path) } else { Err(Faults(keys.faults)) }
     }
 
@@ -241,7 +243,7 @@ impl Config {
         }
         let sink = keys.read("sink", sink);
         let outbox = Outbox {
-            path: keys.read("outbox.path", file),
+            path: keys.read("outbox.path", outbox_file),
             sync: keys.read("outbox.sync", |value| {
                 choice(value, &[("full", Sync::Full), ("normal", Sync::Normal), ("off", Sync::Off)])
             }),
@@ -249,6 +251,8 @@ impl Config {
             dedupe_window: keys.read("outbox.dedupe_window", duration),
             history: keys.read("outbox.history", duration),
             history_events: keys.read("outbox.history_events", count),
+            remember_ids: keys.read("outbox.remember_ids", duration),
+            remember_ids_max: keys.read("outbox.remember_ids_max", count),
             quarantine_events: keys.read("outbox.quarantine_events", count),
             history_gives_way: sink != SinkKind::Embedded,
         };
@@ -303,6 +307,15 @@ impl Config {
     /// The same as JSON.
     pub fn effective_json(&self) -> String {
         serde_json::to_string_pretty(&self.effective).expect("figment values are JSON values")
+    }
+}
+
+/// A file that can be an outbox, be it there or not.
+fn outbox_file(value: &Value) -> Result<PathBuf, String> {
+    let path = file(value)?;
+    match crate::outbox::unsuitable(&path) {
+        Some(fault) => Err(format!("{:?} {fault}", path.display().to_string())),
+        None => Ok(path),
     }
 }
 

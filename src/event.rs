@@ -5,7 +5,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, UNIX_EPOCH};
 
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Serialize, Serializer};
@@ -14,6 +14,7 @@ use uuid::Uuid;
 
 use crate::callback::{Callback, CustomField, Text};
 use crate::signature::Verified;
+use crate::time::since_epoch;
 
 /// Names the data's shape to consumers. A field that changes its meaning is a `v2`.
 const DATA_SCHEMA: &str = "urn:topic-bridge:schema:topic-created:v1";
@@ -104,36 +105,35 @@ impl<'a> TopicCreated<'a> {
         }
     }
 
-    /// The CloudEvent as one line of JSON (structured mode), without a line break at its end.
-    pub(crate) fn encode(&self) -> String {
-        let event = CloudEvent {
-            specversion: SPEC_VERSION,
-            id: self.id,
-            event_type: &self.event_type,
-            source: &self.source,
-            subject: &self.topic_id,
-            time: Time(self.time),
-            datacontenttype: DATA_CONTENT_TYPE,
-            dataschema: DATA_SCHEMA,
-            partitionkey: &self.group_id,
-            data: Data {
-                sdk_app_id: self.sdk_app_id,
-                topic_id: &self.topic_id,
-                topic_name: &self.topic_name,
-                group_id: &self.group_id,
-                group_type: &self.group_type,
-                operator: &self.operator,
-                owner: &self.owner,
-                custom_fields: self.custom_fields.as_deref().map(CustomFields),
-                client: self.client(),
-                accepted_at: Time(self.accepted_at),
-                extra: Extra(&self.extra),
-            },
+    /// The event as the outbox takes it.
+    pub(crate) fn seal(&self) -> Envelope {
+        let data = Data {
+            sdk_app_id: self.sdk_app_id,
+            topic_id: &self.topic_id,
+            topic_name: &self.topic_name,
+            group_id: &self.group_id,
+            group_type: &self.group_type,
+            operator: &self.operator,
+            owner: &self.owner,
+            custom_fields: self.custom_fields.as_deref().map(CustomFields),
+            client: self.client(),
+            accepted_at: Time(self.accepted_at),
+            extra: Extra(&self.extra),
         };
         let mut json = Vec::with_capacity(TYPICAL_BYTES);
-        serde_json::to_writer(&mut json, &event)
+        serde_json::to_writer(&mut json, &data)
             .expect("strings, numbers and checked JSON always encode");
-        String::from_utf8(json).expect("JSON of texts is UTF-8")
+        Envelope {
+            id: self.id,
+            event_type: self.event_type.clone().into_owned(),
+            source: self.source.clone().into_owned(),
+            time: self.time,
+            sdk_app_id: self.sdk_app_id,
+            topic_id: self.topic_id.clone().into_owned(),
+            group_id: self.group_id.clone().into_owned(),
+            platform: self.client_platform.as_deref().map(str::to_owned),
+            data: String::from_utf8(json).expect("JSON of texts is UTF-8"),
+        }
     }
 
     fn client(&self) -> Option<Client<'_>> {
@@ -142,7 +142,7 @@ impl<'a> TopicCreated<'a> {
         (client.ip.is_some() || client.platform.is_some()).then_some(client)
     }
 
-    /// Reads back what [`TopicCreated::encode`] wrote.
+    /// Reads back what [`Envelope::structured`] wrote.
     pub(crate) fn decode(json: &'a str) -> Result<Self, serde_json::Error> {
         let raw: RawCloudEvent<'a> = serde_json::from_str(json)?;
         let data = raw.data;
@@ -173,21 +173,21 @@ impl<'a> TopicCreated<'a> {
     }
 }
 
-/// What a broker needs to know of an encoded event: its attributes, its data as it stands there, and
-/// the fields that it may be routed by.
-#[derive(Debug, PartialEq)]
-pub(crate) struct Envelope<'a> {
-    pub(crate) id: Cow<'a, str>,
-    pub(crate) event_type: Cow<'a, str>,
-    pub(crate) source: Cow<'a, str>,
-    /// When it happened, in RFC 3339.
-    pub(crate) time: Cow<'a, str>,
-    pub(crate) topic_id: Cow<'a, str>,
-    pub(crate) group_id: Cow<'a, str>,
+/// An event as the outbox keeps it and as a message is built from it, without parsing its JSON: its
+/// attributes, the fields that it may be routed by, and its data. Times are in milliseconds since the epoch.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Envelope {
+    pub(crate) id: Uuid,
+    pub(crate) event_type: String,
+    pub(crate) source: String,
+    /// When it happened.
+    pub(crate) time: u64,
     pub(crate) sdk_app_id: u64,
-    pub(crate) platform: Option<Cow<'a, str>>,
-    data: &'a str,
-    whole: &'a str,
+    pub(crate) topic_id: String,
+    pub(crate) group_id: String,
+    pub(crate) platform: Option<String>,
+    /// The event's `data`, JSON on one line.
+    pub(crate) data: String,
 }
 
 /// How an event becomes a message: `event.encoding`.
@@ -243,13 +243,12 @@ pub(crate) fn traceparent(header: &str) -> Option<&str> {
     is_valid.then(|| &header.trim()[..55])
 }
 
-impl<'a> Envelope<'a> {
-    /// Reads what [`TopicCreated::encode`] wrote.
-    pub(crate) fn open(json: &'a str) -> Result<Self, serde_json::Error> {
+impl Envelope {
+    /// Reads a structured event that [`Envelope::structured`] or an earlier release wrote.
+    pub(crate) fn open(json: &str) -> Result<Self, serde_json::Error> {
         #[derive(Deserialize)]
         struct Outside<'a> {
-            #[serde(borrow)]
-            id: Text<'a>,
+            id: Uuid,
             #[serde(borrow, rename = "type")]
             event_type: Text<'a>,
             #[serde(borrow)]
@@ -277,25 +276,47 @@ impl<'a> Envelope<'a> {
         let outside: Outside = serde_json::from_str(json)?;
         let data = outside.data.get();
         let inside: Inside = serde_json::from_str(data)?;
+        let platform = inside.client.and_then(|client| client.platform);
         Ok(Envelope {
-            id: outside.id.0,
-            event_type: outside.event_type.0,
-            source: outside.source.0,
-            time: outside.time.0,
-            topic_id: outside.subject.0,
-            group_id: outside.partitionkey.0,
+            id: outside.id,
+            event_type: outside.event_type.0.into_owned(),
+            source: outside.source.0.into_owned(),
+            time: milliseconds(&outside.time.0)?,
+            topic_id: outside.subject.0.into_owned(),
+            group_id: outside.partitionkey.0.into_owned(),
             sdk_app_id: inside.sdk_app_id,
-            platform: inside.client.and_then(|client| client.platform).map(|Text(text)| text),
-            data,
-            whole: json,
+            platform: platform.map(|Text(text)| text.into_owned()),
+            data: data.to_owned(),
         })
     }
 
+    /// The CloudEvent as one line of JSON (structured mode), without a line break at its end.
+    pub(crate) fn structured(&self) -> String {
+        let event = CloudEvent {
+            specversion: SPEC_VERSION,
+            id: self.id,
+            event_type: &self.event_type,
+            source: &self.source,
+            subject: &self.topic_id,
+            time: Time(self.time),
+            datacontenttype: DATA_CONTENT_TYPE,
+            dataschema: DATA_SCHEMA,
+            partitionkey: &self.group_id,
+        };
+        let mut json = Vec::with_capacity(TYPICAL_BYTES + self.data.len());
+        serde_json::to_writer(&mut json, &event).expect("texts and times always encode");
+        json.pop(); // the closing brace: the data goes in as it stands
+        json.extend_from_slice(b",\"data\":");
+        json.extend_from_slice(self.data.as_bytes());
+        json.push(b'}');
+        String::from_utf8(json).expect("JSON of texts is UTF-8")
+    }
+
     /// The message itself.
-    pub(crate) fn body(&self, encoding: Encoding) -> &'a str {
+    pub(crate) fn body(&self, encoding: Encoding) -> Cow<'_, str> {
         match encoding {
-            Encoding::Structured => self.whole,
-            Encoding::Binary => self.data,
+            Encoding::Structured => Cow::Owned(self.structured()),
+            Encoding::Binary => Cow::Borrowed(&self.data),
         }
     }
 
@@ -309,23 +330,23 @@ impl<'a> Envelope<'a> {
     /// The trace context of the bridge's own, where the callback brought none: the trace is named after
     /// the event, so it is the same on every attempt, and the consumer may sample it.
     pub(crate) fn own_traceparent(&self) -> String {
-        let trace = self.id.replace('-', "");
+        let trace = self.id.simple().to_string();
         let span = trace.get(16..).unwrap_or_default();
         format!("00-{trace}-{span}-01")
     }
 
     /// The attributes that are headers in binary mode, by name, but for `datacontenttype`, which has
     /// a place of its own in most protocols. Each protocol has its own prefix for the names.
-    pub(crate) fn attributes(&self) -> [(&'static str, &str); 8] {
+    pub(crate) fn attributes(&self) -> [(&'static str, Cow<'_, str>); 8] {
         [
-            ("specversion", SPEC_VERSION),
-            ("id", &self.id),
-            ("type", &self.event_type),
-            ("source", &self.source),
-            ("subject", &self.topic_id),
-            ("time", &self.time),
-            ("dataschema", DATA_SCHEMA),
-            ("partitionkey", &self.group_id),
+            ("specversion", SPEC_VERSION.into()),
+            ("id", self.id.to_string().into()),
+            ("type", Cow::Borrowed(&self.event_type)),
+            ("source", Cow::Borrowed(&self.source)),
+            ("subject", Cow::Borrowed(&self.topic_id)),
+            ("time", rfc3339(self.time).to_string().into()),
+            ("dataschema", DATA_SCHEMA.into()),
+            ("partitionkey", Cow::Borrowed(&self.group_id)),
         ]
     }
 }
@@ -342,7 +363,6 @@ struct CloudEvent<'a> {
     datacontenttype: &'static str,
     dataschema: &'static str,
     partitionkey: &'a str,
-    data: Data<'a>,
 }
 
 #[derive(Serialize)]
@@ -408,12 +428,6 @@ impl Serialize for Time {
 /// `2026-11-22T18:00:00.123Z`, in UTC.
 pub(crate) fn rfc3339(milliseconds: u64) -> impl std::fmt::Display {
     humantime::format_rfc3339_millis(UNIX_EPOCH + Duration::from_millis(milliseconds))
-}
-
-/// Milliseconds since the epoch of a clock's time.
-pub(crate) fn since_epoch(time: SystemTime) -> u64 {
-    let elapsed = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn milliseconds(rfc3339: &str) -> Result<u64, serde_json::Error> {
@@ -522,29 +536,31 @@ mod tests {
     proptest! {
         #[test]
         fn an_event_survives_encoding_and_decoding(event in event()) {
-            let json = event.encode();
+            let json = event.seal().structured();
             prop_assert!(!json.contains(['\n', '\r']), "an event is one line: {json}");
             prop_assert_eq!(TopicCreated::decode(&json).unwrap(), event);
         }
 
         #[test]
         fn an_envelope_shows_what_the_event_says(event in event()) {
-            let json = event.encode();
-            let envelope = Envelope::open(&json).unwrap();
+            let envelope = event.seal();
+            let json = envelope.structured();
+            prop_assert_eq!(&Envelope::open(&json).unwrap(), &envelope);
             let found: serde_json::Value = serde_json::from_str(&json).unwrap();
             for (name, value) in envelope.attributes() {
-                prop_assert_eq!(found[name].as_str(), Some(value), "{}", name);
+                prop_assert_eq!(found[name].as_str(), Some(&*value), "{}", name);
             }
             let data: serde_json::Value =
-                serde_json::from_str(envelope.body(Encoding::Binary)).unwrap();
+                serde_json::from_str(&envelope.body(Encoding::Binary)).unwrap();
             prop_assert_eq!(&data, &found["data"]);
-            prop_assert_eq!(envelope.body(Encoding::Structured), &json);
+            prop_assert_eq!(envelope.body(Encoding::Structured), &*json);
             let header = |name: &str| {
-                envelope.attributes().iter().find(|(n, _)| *n == name).map(|(_, v)| (*v).to_owned())
+                let attributes = envelope.attributes();
+                attributes.iter().find(|(n, _)| *n == name).map(|(_, v)| v.clone().into_owned())
             };
-            prop_assert_eq!(reassemble(header, envelope.body(Encoding::Binary)), &*json);
+            prop_assert_eq!(reassemble(header, &envelope.body(Encoding::Binary)), &*json);
             prop_assert_eq!(envelope.sdk_app_id, event.sdk_app_id);
-            prop_assert_eq!(envelope.platform, event.client_platform);
+            prop_assert_eq!(envelope.platform, event.client_platform.map(Cow::into_owned));
         }
 
         #[test]

@@ -25,8 +25,9 @@ use crate::callback::{Answer, Callback, Malformed, Query, TOPIC_CREATED, command
 use crate::config;
 use crate::event::{self, Naming, TopicCreated};
 use crate::metrics::{CallbackOutcome, Metrics};
-use crate::outbox::{Misfit, Outbox, Outcome, Receipt, Record, Refusal};
+use crate::outbox::{Outbox, Outcome, Quarantined, Receipt, Record, Refusal};
 use crate::signature::{App, Verified, verify};
+use crate::time::since_epoch;
 
 /// How often the log repeats that callbacks are refused for one reason.
 const REMINDER: Duration = Duration::from_secs(60);
@@ -113,7 +114,7 @@ impl Ingress {
         let expects_word = head.headers.contains_key(EXPECT);
         let body = self.read(body, expects_word, arrived);
 
-        let now = event::since_epoch(now);
+        let now = since_epoch(now);
         let query = Query::parse(head.uri.query().unwrap_or_default());
         let verified = match verify(&self.apps, query, now / 1000, self.config.max_skew_seconds) {
             Ok(verified) => verified,
@@ -171,7 +172,7 @@ impl Ingress {
     ) -> Answer {
         let TopicCreated { id, accepted_at, .. } = *event;
         let queued =
-            self.outbox.append(Record { id, accepted_at, event: event.encode(), traceparent });
+            self.outbox.append(Record { accepted_at, event: event.seal(), traceparent });
         match outcome(queued, answer_by).await {
             // The outbox counts them: it also knows of those whose client has gone.
             Ok(receipt) => {
@@ -194,7 +195,7 @@ impl Ingress {
         answer_by: Instant,
     ) -> Answer {
         let query = verified.query();
-        let queued = self.outbox.quarantine(Misfit {
+        let queued = self.outbox.quarantine(Quarantined {
             sdk_app_id: verified.sdk_app_id,
             client_ip: query.client_ip.as_deref().map(str::to_owned),
             client_platform: query.platform.as_deref().map(str::to_owned),
@@ -245,6 +246,7 @@ async fn outcome(
         Refusal::QueueFull => "too many callbacks wait for the disk",
         Refusal::Full => "the outbox is full",
         Refusal::QuarantineFull => "the quarantine is full",
+        Refusal::LogHeld => "a reader holds the outbox's log",
         Refusal::DiskFull => "the disk is full",
         Refusal::Locked => "the outbox is locked",
         Refusal::Poisoned => "the outbox has failed",

@@ -12,7 +12,7 @@
 //!     ▼  sink       confirms before an event counts as delivered
 //! ```
 //!
-//! In the order in which to read it: `callback`, `signature`, `event` and `routing` are pure; `ingress`,
+//! In the order in which to read it: `time`, `callback`, `signature`, `event` and `routing` are pure; `ingress`,
 //! `outbox`, `relay` and `sink` are the way of a callback; `admin` and `metrics` show it;
 //! `server` and `tls` serve both listeners; `config` and `app` put it together; `cli` is
 //! every subcommand but `serve`.
@@ -37,4 +37,5 @@ mod routing;
 mod server;
 mod signature;
 mod sink;
+mod time;
 mod tls;

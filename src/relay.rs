@@ -5,38 +5,44 @@
 //! It runs on a thread of its own, with the clients of the brokers: it reads SQLite as it goes, and what a
 //! broker costs is not taken from the thread that answers.
 //!
-//! While the sink is away the relay waits, longer each time and with jitter, and then tries with one
-//! event. An event that fails by itself is deferred and tried again by itself; the line moves on.
+//! There are two queues, the line and what is tried again, and they take turns. An event that fails by
+//! itself is deferred and tried again by itself; the line moves on. While the sink is away the relay
+//! waits, longer each time and with jitter, and then tries with one event. A batch in which every event
+//! fails alike is a sink that is away, too, but that is found out by a whole batch: others may get through.
+//! Once something is delivered again, what was deferred goes first, in order.
+//!
+//! What is more than "delivered in line" is written before the next round begins: else that round would
+//! read again what was just settled.
+
+mod deferred;
+mod standing;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
 use crate::config;
-use crate::event;
 use crate::metrics::Metrics;
-use crate::outbox::{Again, Deferred, Outbox, Reader, Refused, Settlement, Stored};
+use crate::outbox::{Again, Damaged, Outbox, Reader, Refused, Settlement, Slot, Stored};
 use crate::sink::{Kind, Reason, Sink, Verdict};
+pub(crate) use standing::SinkState;
+use standing::Standing;
 
 /// How long to wait for what ought to come at once, or to look again for what may have come.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// With nothing to deliver, how often the sink is asked whether it would take something: an operator
-/// wants to know before the next event does.
+/// wants to know before the next event does. Also how often one of the deferred is tried whatever its time.
 const ASK_EVERY: Duration = Duration::from_secs(5);
 
-/// Whether the sink takes events, and why not.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) enum SinkState {
-    /// Not asked yet.
-    Unknown,
-    Up,
-    Away(String, Kind),
-}
+/// Of the rounds in which every event failed alike, one in so many also tries some further down the line.
+const SCOUT_EVERY: u32 = 4;
 
 pub(crate) struct Relay {
     config: config::Relay,
@@ -44,18 +50,27 @@ pub(crate) struct Relay {
     reader: Reader,
     sink: Sink,
     metrics: Arc<Metrics>,
-    state: watch::Sender<SinkState>,
+    standing: Standing,
     /// Everything up to here was handed over and needs no more reading.
     cursor: u64,
     /// Delivered although an event before them has to wait for the sink: not to be sent again.
     ahead: HashSet<u64>,
-    /// Attempts in a row at which the sink was away.
-    failures: u32,
-    /// When the sink last said how it is.
-    heard_at: Option<Instant>,
+    /// Since when each event of the line fails alike.
+    stalled_at: Option<Instant>,
+    /// Where to look next whether others get through.
+    scout_after: u64,
+    delivered_at: Option<Instant>,
+    /// The deferred have the next turn.
+    is_turn_of_deferred: bool,
+    /// The deferred after this position go first, whatever their time.
+    release_after: Option<u64>,
+    probed_at: Instant,
+    /// All that is tried are deferred events, and they fail as ever.
+    gives_back: bool,
 }
 
 /// What a round did.
+#[derive(Debug, PartialEq)]
 enum Round {
     Worked,
     Idle,
@@ -71,26 +86,28 @@ impl Relay {
         metrics: Arc<Metrics>,
     ) -> Self {
         let needs_nobody = matches!(sink, Sink::Embedded);
-        let state = if needs_nobody { SinkState::Up } else { SinkState::Unknown };
-        metrics.sink_up.set(i64::from(needs_nobody));
-        let state = watch::Sender::new(state);
         let cursor = outbox.settled_through();
         Relay {
             config,
             outbox,
             reader,
             sink,
+            standing: Standing::new(metrics.clone(), needs_nobody),
             metrics,
-            state,
             cursor,
             ahead: HashSet::new(),
-            failures: 0,
-            heard_at: None,
+            stalled_at: None,
+            scout_after: 0,
+            delivered_at: None,
+            is_turn_of_deferred: true,
+            release_after: None,
+            probed_at: Instant::now(),
+            gives_back: false,
         }
     }
 
     pub(crate) fn state(&self) -> watch::Receiver<SinkState> {
-        self.state.subscribe()
+        self.standing.subscribe()
     }
 
     /// Delivers until `stop` says so, and then on until nothing is left or `relay.drain_timeout` has
@@ -107,7 +124,7 @@ impl Relay {
             biased;
             result = self.work(stop) => result?,
             // What is settled by then shall count as such.
-            () = out_of_time => drop(timeout(PATIENCE, self.outbox.flush()).await),
+            () = out_of_time => drop(timeout(PATIENCE, self.flush()).await),
         }
         self.sink.close().await;
         let left = self.outbox.pending();
@@ -124,15 +141,21 @@ impl Relay {
         let mut last = self.outbox.last();
         while !*stop.borrow_and_update() {
             last.mark_unchanged();
-            let pause = match self.round().await? {
+            let (pause, wakes_after) = match self.round().await? {
                 Round::Worked => continue,
-                Round::Away => self.backoff(self.failures),
-                Round::Idle => self.until_next_due()?,
+                Round::Idle => (self.until_next_due()?, Some(Duration::ZERO)),
+                Round::Away => self.pause(),
             };
-            let is_away = self.failures > 0;
+            let news = async {
+                match wakes_after {
+                    Some(floor) if floor.is_zero() => last.changed().await,
+                    Some(floor) => tokio::join!(last.changed(), sleep(floor)).0,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
                 () = sleep(pause) => {}
-                changed = last.changed(), if !is_away => changed.context("the outbox is gone")?,
+                changed = news => changed.context("the outbox is gone")?,
                 _ = stop.changed() => {}
             }
         }
@@ -143,117 +166,191 @@ impl Relay {
         while *self.outbox.last().borrow() > self.cursor || self.outbox.deferred() > 0 {
             match self.round().await? {
                 Round::Worked => {}
-                Round::Away => sleep(self.backoff(self.failures)).await,
+                Round::Away => sleep(self.pause().0).await,
                 Round::Idle => break,
             }
         }
-        self.outbox.flush().await.context("the outbox failed")
+        self.flush().await
     }
 
-    /// Tries what is due once more, else the next events in line.
+    /// How long to wait after a round in which the sink took nothing, and whether a new event ends that:
+    /// only where it may be one that gets through.
+    fn pause(&self) -> (Duration, Option<Duration>) {
+        let pause = self.backoff(self.standing.failures);
+        match self.stalled_at {
+            None => (pause, None),
+            Some(_) => {
+                let pause = pause.min(ASK_EVERY);
+                (pause, Some(pause / 8))
+            }
+        }
+    }
+
+    /// Tries some of the deferred once more, or the next events in line.
     async fn round(&mut self) -> anyhow::Result<Round> {
-        let limit = if self.failures > 0 { 1 } else { self.batch() };
-        if self.outbox.deferred() > 0 {
-            let due = self.reader.run_here(|reading| reading.due(now(), limit));
-            let due = due.context("cannot read the deferred events")?;
+        let is_line_empty = *self.outbox.last().borrow() <= self.cursor;
+        if self.outbox.deferred() == 0 {
+            self.release_after = None;
+        } else if self.is_turn_of_deferred || is_line_empty {
+            let due = self.due()?;
             if !due.is_empty() {
                 return self.retry(due).await;
             }
         }
-        if *self.outbox.last().borrow() <= self.cursor {
+        self.is_turn_of_deferred = true;
+        if is_line_empty {
             return Ok(self.ask().await);
         }
-        let events = self.reader.run_here(|reading| reading.after(self.cursor, limit));
-        let mut events = events.context("cannot read the outbox")?;
-        let Some(through) = events.last().map(|event| event.position) else {
+        let slots = self.read_line(self.cursor)?;
+        if slots.is_empty() {
             return Ok(self.ask().await);
-        };
-        events.retain(|event| !self.ahead.contains(&event.position));
-        self.forward(events, through).await
+        }
+        self.forward(slots).await
     }
 
-    fn batch(&self) -> usize {
-        self.sink.batch(self.config.batch)
+    fn limit(&self) -> usize {
+        let is_probing = self.standing.failures > 0 && self.stalled_at.is_none();
+        if is_probing { 1 } else { self.sink.batch(self.config.batch) }
+    }
+
+    fn read_line(&self, after: u64) -> anyhow::Result<Vec<Slot>> {
+        let slots = self.reader.run_here(|reading| reading.after(after, self.limit()));
+        slots.context("cannot read the outbox")
     }
 
     /// With nothing to deliver, asks the sink now and then how it is.
     async fn ask(&mut self) -> Round {
-        let is_due = self.failures > 0 || self.heard_at.is_none_or(|at| at.elapsed() >= ASK_EVERY);
-        if !is_due {
+        if self.standing.failures == 0 && self.standing.was_heard_within(ASK_EVERY) {
             return Round::Idle;
         }
-        let away = self.sink.ready().await.err();
-        match self.judge_sink(away) {
-            Round::Worked => Round::Idle,
-            other => other,
+        match self.sink.ready().await {
+            Err(reason) => self.away(reason),
+            // It would take something; but not what waits.
+            Ok(()) if self.is_unfit_for_deferred() => {
+                self.standing.hear();
+                Round::Idle
+            }
+            Ok(()) => {
+                self.standing.up(self.outbox.pending());
+                Round::Idle
+            }
         }
     }
 
-    /// Hands over the next events in line, the last of which has the position `through`.
-    async fn forward(&mut self, events: Vec<Stored>, through: u64) -> anyhow::Result<Round> {
+    /// Hands over the next events in line.
+    async fn forward(&mut self, slots: Vec<Slot>) -> anyhow::Result<Round> {
+        let through = slots.last().map_or(self.cursor, position);
+        let (events, damaged) = self.split(slots);
         let verdicts = self.deliver(&events).await;
-        let mut settlement = Settlement { through, ..Settlement::default() };
+        if let Some(reason) = all_alike(&verdicts).filter(|_| !self.others_get_through()) {
+            return self.stall(reason, through).await;
+        }
+        let mut settlement = Settlement { through, refused: damaged, ..Settlement::default() };
         let mut away = None;
+        let first_away = verdicts.iter().any(|verdict| matches!(verdict, Verdict::Away(_)));
         for (event, verdict) in events.iter().zip(verdicts) {
             let position = event.position;
-            if away.is_some() && !matches!(verdict, Verdict::Away(_)) {
-                self.ahead.insert(position);
-            }
             match verdict {
-                Verdict::Delivered => {}
-                Verdict::Later(reason) => settlement.again.push(self.again(position, 1, reason)),
-                Verdict::Refused(reason) => settlement.refused.push(refused(position, reason)),
-                Verdict::Away(reason) if away.is_none() => {
-                    settlement.through = position - 1;
-                    away = Some(reason);
+                Verdict::Delivered if settlement.through < position => {
+                    self.ahead.insert(position);
                 }
-                Verdict::Away(_) => {}
+                Verdict::Delivered => {}
+                Verdict::Away(reason) => {
+                    settlement.through = settlement.through.min(position - 1);
+                    away = away.or(Some(reason));
+                }
+                // The sink is away: whatever it did not take keeps its place.
+                _ if first_away => settlement.through = settlement.through.min(position - 1),
+                Verdict::Later(reason) => settlement.again.push(self.again(position, 1, reason)),
+                Verdict::Refused(reason) => settlement.refused.push(self.refused(position, reason.text)),
             }
         }
-        self.cursor = settlement.through;
-        let cursor = self.cursor;
-        self.ahead.retain(|position| *position > cursor);
-        self.settle(settlement).await;
-        Ok(self.judge_sink(away))
+        let through = settlement.through;
+        settlement.refused.retain(|refused| refused.position <= through);
+        self.cursor = through;
+        self.ahead.retain(|position| *position > through);
+        self.stalled_at = None;
+        self.settle(settlement).await?;
+        match away {
+            Some(reason) => Ok(self.away(reason)),
+            None if events.is_empty() => Ok(Round::Worked),
+            None => Ok(self.works()),
+        }
     }
 
-    /// Tries deferred events once more.
-    async fn retry(&mut self, due: Vec<Deferred>) -> anyhow::Result<Round> {
-        let (attempts, events): (Vec<_>, Vec<_>) =
-            due.into_iter().map(|deferred| (deferred.attempts, deferred.stored)).unzip();
-        let verdicts = self.deliver(&events).await;
-        let mut settlement = Settlement { through: self.cursor, ..Settlement::default() };
-        let mut away = None;
-        for ((event, attempts), verdict) in events.iter().zip(attempts).zip(verdicts) {
-            let position = event.position;
-            match verdict {
-                Verdict::Delivered => settlement.delivered_at_last.push(position),
-                Verdict::Refused(reason) => settlement.refused.push(refused(position, reason)),
-                Verdict::Later(reason) => {
-                    settlement.again.push(self.again(position, attempts.saturating_add(1), reason));
-                }
-                Verdict::Away(reason) => away = away.or(Some(reason)),
+    /// What can be handed over, and what cannot be read and so never will be.
+    fn split(&self, slots: Vec<Slot>) -> (Vec<Stored>, Vec<Refused>) {
+        let (mut events, mut damaged) = (Vec::with_capacity(slots.len()), Vec::new());
+        for slot in slots {
+            match slot {
+                Ok(event) if self.ahead.contains(&event.position) => {}
+                Ok(event) => events.push(event),
+                Err(Damaged { position, reason }) => damaged.push(self.refused(position, reason)),
             }
         }
-        self.settle(settlement).await;
-        Ok(self.judge_sink(away))
+        (events, damaged)
+    }
+
+    /// Whether, since every event of the line fails alike, another was delivered.
+    fn others_get_through(&self) -> bool {
+        self.stalled_at.is_some_and(|since| self.delivered_at.is_some_and(|at| at > since))
+    }
+
+    /// Every event of a batch failed alike: all keep their places. Now and then some behind them are
+    /// tried: where they get through, it is these events and not the sink.
+    async fn stall(&mut self, reason: Reason, through: u64) -> anyhow::Result<Round> {
+        self.stalled_at.get_or_insert_with(Instant::now);
+        self.standing.fail(reason, self.outbox.pending());
+        if self.standing.failures.is_multiple_of(SCOUT_EVERY) {
+            let slots = self.read_line(self.scout_after.max(through))?;
+            self.scout_after = slots.last().map_or(0, position);
+            let (events, _) = self.split(slots);
+            let verdicts = self.deliver(&events).await;
+            let delivered = events.iter().zip(verdicts).filter(|(_, v)| *v == Verdict::Delivered);
+            self.ahead.extend(delivered.map(|(event, _)| event.position));
+        }
+        Ok(Round::Away)
+    }
+
+    fn away(&mut self, reason: Reason) -> Round {
+        self.stalled_at = None;
+        self.standing.fail(reason, self.outbox.pending());
+        Round::Away
+    }
+
+    /// The sink works. Where it did not, what was deferred meanwhile goes first.
+    fn works(&mut self) -> Round {
+        if !self.standing.is_up() && self.outbox.deferred() > 0 {
+            self.release_after = self.release_after.or(Some(0));
+        }
+        self.gives_back = false;
+        self.standing.up(self.outbox.pending());
+        Round::Worked
     }
 
     async fn deliver(&mut self, events: &[Stored]) -> Vec<Verdict> {
+        if events.is_empty() {
+            return Vec::new();
+        }
         let started = Instant::now();
-        let verdicts = match events {
-            [] => Vec::new(),
-            events => self.sink.deliver(events).await,
-        };
-        debug_assert_eq!(verdicts.len(), events.len(), "a verdict for each event");
+        let mut verdicts = self.sink.deliver(events).await;
+        if verdicts.len() != events.len() {
+            let text = format!(
+                "the sink judged {} of {} events: this is a fault of topic-bridge, please report it",
+                verdicts.len(),
+                events.len()
+            );
+            verdicts = vec![Verdict::Away(Reason::new(Kind::Other, text)); events.len()];
+        }
         self.metrics.publish_seconds.observe(started.elapsed().as_secs_f64());
-        let now = now();
+        let now = self.outbox.clock().steady();
         for (event, verdict) in events.iter().zip(&verdicts) {
             match verdict {
                 Verdict::Delivered => {
-                    let milliseconds = now.saturating_sub(event.accepted_at);
+                    let milliseconds = now.saturating_sub(event.steady_at);
                     self.metrics.delivery_seconds.observe(milliseconds as f64 / 1000.0);
                     self.metrics.published.inc();
+                    self.delivered_at = Some(Instant::now());
                 }
                 Verdict::Later(reason) | Verdict::Refused(reason) | Verdict::Away(reason) => {
                     self.metrics.publish_errors.with_label_values(&[reason.kind.name()]).inc();
@@ -263,8 +360,11 @@ impl Relay {
         verdicts
     }
 
-    async fn settle(&self, settlement: Settlement) {
-        let is_plain = settlement.is_all_delivered();
+    async fn settle(&self, settlement: Settlement) -> anyhow::Result<()> {
+        if settlement.is_plain() {
+            self.outbox.settle_through(settlement.through);
+            return Ok(());
+        }
         for refused in &settlement.refused {
             tracing::error!(
                 position = refused.position,
@@ -273,49 +373,22 @@ impl Relay {
                  `topic-bridge outbox list --dead`"
             );
         }
-        self.outbox.settle(settlement);
-        if !is_plain {
-            // What is deferred is read back from the outbox, so it has to be there; on a full disk it
-            // comes later, and is looked for once a second.
-            let _ = timeout(PATIENCE, self.outbox.flush()).await;
-        }
+        self.outbox.settle(settlement).await.context("the outbox failed")
     }
 
-    fn judge_sink(&mut self, away: Option<Reason>) -> Round {
-        self.heard_at = Some(Instant::now());
-        let Some(reason) = away else {
-            if self.failures > 0 {
-                let backlog = self.outbox.pending();
-                tracing::info!(attempts = self.failures, backlog, "the sink takes events again");
-                self.failures = 0;
-            }
-            if *self.state.borrow() != SinkState::Up {
-                self.metrics.sink_up.set(1);
-                self.state.send_replace(SinkState::Up);
-            }
-            return Round::Worked;
-        };
-        let is_news = match &*self.state.borrow() {
-            SinkState::Away(_, kind) => *kind != reason.kind,
-            _ => true,
-        };
-        if is_news {
-            tracing::warn!(
-                kind = reason.kind.name(),
-                reason = reason.text,
-                "the sink takes no events: callbacks are still taken and kept, delivery goes on by \
-                 itself when the sink is back"
-            );
-        }
-        self.failures = self.failures.saturating_add(1);
-        self.metrics.sink_up.set(0);
-        self.state.send_replace(SinkState::Away(reason.text, reason.kind));
-        Round::Away
+    async fn flush(&self) -> anyhow::Result<()> {
+        let settlement = Settlement { through: self.cursor, ..Settlement::default() };
+        self.outbox.settle(settlement).await.context("the outbox failed")
     }
 
     fn again(&self, position: u64, attempts: u32, reason: Reason) -> Again {
-        let wait = u64::try_from(self.backoff(attempts).as_millis()).unwrap_or(u64::MAX);
-        Again { position, attempts, not_before: now().saturating_add(wait), reason: reason.text }
+        let wait = milliseconds(self.backoff(attempts));
+        let not_before = self.outbox.clock().steady().saturating_add(wait);
+        Again { position, attempts, not_before, reason: reason.text }
+    }
+
+    fn refused(&self, position: u64, reason: String) -> Refused {
+        Refused { position, at: self.outbox.clock().wall(), reason }
     }
 
     /// The wait after so many failures: doubled each time, bounded, and jittered down by up to half
@@ -326,196 +399,24 @@ impl Relay {
         full.mul_f64(0.5 + fastrand::f64() / 2.0)
     }
 
-    fn until_next_due(&self) -> anyhow::Result<Duration> {
-        if self.outbox.deferred() == 0 {
-            return Ok(PATIENCE);
-        }
-        let due = self.reader.run_here(|reading| reading.next_due());
-        let due = due.context("cannot read the deferred events")?;
-        let due = due.unwrap_or(u64::MAX).saturating_sub(now());
-        Ok(Duration::from_millis(due).clamp(Duration::from_millis(1), PATIENCE))
+}
+
+/// The reason, if every event is to be tried later for the same one.
+fn all_alike(verdicts: &[Verdict]) -> Option<Reason> {
+    let Some(Verdict::Later(first)) = verdicts.first() else { return None };
+    let is_alike = |verdict: &Verdict| match verdict {
+        Verdict::Later(reason) => reason.kind == first.kind,
+        _ => false,
+    };
+    verdicts.iter().all(is_alike).then(|| first.clone())
+}
+
+fn position(slot: &Slot) -> u64 {
+    match slot {
+        Ok(Stored { position, .. }) | Err(Damaged { position, .. }) => *position,
     }
 }
 
-fn refused(position: u64, reason: Reason) -> Refused {
-    Refused { position, at: now(), reason: reason.text }
-}
-
-fn now() -> u64 {
-    event::since_epoch(SystemTime::now())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::Sync;
-    use crate::outbox::{List, Record, Workers};
-    use crate::sink::scripted::{Journal, Scripted};
-    use uuid::Uuid;
-
-    /// An outbox that holds `events` events, and what it takes to run a relay over it.
-    struct Bench {
-        outbox: Outbox,
-        workers: Workers,
-        metrics: Arc<Metrics>,
-        stop: watch::Sender<bool>,
-        _folder: tempfile::TempDir,
-    }
-
-    impl Bench {
-        async fn new(events: u64) -> Self {
-            let folder = tempfile::tempdir().unwrap();
-            let config = config::Outbox {
-                path: folder.path().join("outbox.db"),
-                sync: Sync::Off,
-                max_bytes: 1 << 30,
-                dedupe_window: Duration::ZERO,
-                history: Duration::from_secs(3600),
-                history_events: 1000,
-                quarantine_events: 1,
-                history_gives_way: false,
-            };
-            let metrics = Arc::new(Metrics::new("embedded"));
-            let (outbox, workers) = Outbox::open(&config, 1000, metrics.clone()).unwrap();
-            for number in 0..events {
-                let id = Uuid::from_u128(number.into());
-                let record =
-                    Record { id, accepted_at: now(), event: "{}".into(), traceparent: None };
-                outbox.append(record).unwrap().await.unwrap().unwrap();
-            }
-            let stop = watch::Sender::new(false);
-            Bench { outbox, workers, metrics, stop, _folder: folder }
-        }
-
-        fn relay(&self, sink: Scripted) -> Relay {
-            let config = config::Relay {
-                batch: 10,
-                retry_min: Duration::from_millis(1),
-                retry_max: Duration::from_millis(4),
-                confirm_timeout: Duration::from_secs(1),
-                drain_timeout: Duration::from_millis(50),
-            };
-            let reader = self.outbox.reader().unwrap();
-            let sink = Sink::Scripted(sink);
-            Relay::new(config, self.outbox.clone(), reader, sink, self.metrics.clone())
-        }
-
-        /// Runs the relay until nothing is pending, then stops it.
-        async fn drain(&self, sink: Scripted) {
-            let relay = self.relay(sink);
-            let state = relay.state();
-            let running = tokio::spawn(relay.run(self.stop.subscribe()));
-            while self.outbox.pending() > 0 {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-                assert!(!running.is_finished());
-            }
-            assert_eq!(*state.borrow(), SinkState::Up);
-            self.stop.send_replace(true);
-            running.await.unwrap().unwrap();
-        }
-
-        async fn end(self) {
-            tokio::task::spawn_blocking(|| self.workers.close()).await.unwrap();
-        }
-    }
-
-    fn reason() -> Reason {
-        Reason::new(Kind::Other, "because")
-    }
-
-    fn delivered(journal: &Journal) -> Vec<u64> {
-        let journal = journal.lock().unwrap();
-        let all = journal.iter().flatten();
-        all.filter(|(_, verdict)| *verdict == Verdict::Delivered).map(|(at, _)| *at).collect()
-    }
-
-    #[tokio::test(flavor = "multi_thread")]
-    async fn events_are_delivered_in_order_in_batches() {
-        let bench = Bench::new(35).await;
-        let (sink, journal) = Scripted::new(|_| Verdict::Delivered);
-        bench.drain(sink).await;
-        assert_eq!(delivered(&journal), (1..=35).collect::<Vec<_>>());
-        let sizes: Vec<_> = journal.lock().unwrap().iter().map(Vec::len).collect();
-        assert_eq!(sizes, [10, 10, 10, 5]);
-        assert_eq!(bench.metrics.published.get(), 35);
-        bench.end().await;
-    }
-
-    #[tokio::test(flavor = "multi_thread")]
-    async fn one_event_that_fails_is_tried_again_by_itself_while_the_line_moves_on() {
-        let bench = Bench::new(20).await;
-        let mut tries = 0;
-        let (sink, journal) = Scripted::new(move |position| {
-            if position == 3 {
-                tries += 1;
-            }
-            if position == 3 && tries < 4 { Verdict::Later(reason()) } else { Verdict::Delivered }
-        });
-        bench.drain(sink).await;
-        let delivered = delivered(&journal);
-        assert_eq!(delivered.iter().filter(|position| **position == 3).count(), 1);
-        let mut others = delivered;
-        others.retain(|position| *position != 3);
-        assert_eq!(others, (1..=20).filter(|position| *position != 3).collect::<Vec<_>>());
-        assert_eq!(bench.metrics.publish_errors.with_label_values(&["other"]).get(), 3);
-        bench.end().await;
-    }
-
-    #[tokio::test(flavor = "multi_thread")]
-    async fn a_refused_event_becomes_a_dead_letter_and_the_line_moves_on() {
-        let bench = Bench::new(12).await;
-        let (sink, journal) = Scripted::new(|position| match position {
-            4 | 11 => Verdict::Refused(reason()),
-            _ => Verdict::Delivered,
-        });
-        bench.drain(sink).await;
-        assert_eq!(delivered(&journal).len(), 10);
-        let reader = bench.outbox.reader().unwrap();
-        let dead = reader.run_here(|reading| reading.list(List::DeadLetters, 0, 10)).unwrap();
-        let dead: Vec<_> =
-            dead.iter().map(|dead| (dead.position, dead.reason.as_deref())).collect();
-        assert_eq!(dead, [(4, Some("because")), (11, Some("because"))]);
-        bench.end().await;
-    }
-
-    #[tokio::test(flavor = "multi_thread")]
-    async fn while_the_sink_is_away_one_event_probes_and_order_is_kept() {
-        let bench = Bench::new(25).await;
-        let mut calls = 0;
-        // The first batch is cut in the middle, though its last event got through; then two probes fail.
-        let (sink, journal) = Scripted::new(move |_| {
-            calls += 1;
-            let is_away = matches!(calls, 5..=9 | 11 | 12);
-            if is_away { Verdict::Away(reason()) } else { Verdict::Delivered }
-        });
-        bench.drain(sink).await;
-        let sizes: Vec<_> = journal.lock().unwrap().iter().map(Vec::len).collect();
-        assert_eq!(sizes[..4], [10, 1, 1, 1], "a batch, two probes that fail, one that does not");
-        let delivered = delivered(&journal);
-        let expected: Vec<_> = [1, 2, 3, 4, 10].into_iter().chain(5..=9).chain(11..=25).collect();
-        assert_eq!(delivered, expected, "what was ahead is not sent twice");
-        bench.end().await;
-    }
-
-    #[tokio::test(flavor = "multi_thread")]
-    async fn stopping_ends_in_time_and_the_next_start_goes_on() {
-        let bench = Bench::new(30).await;
-        let (sink, _) = Scripted::new(|position| match position {
-            1..=10 => Verdict::Delivered,
-            _ => Verdict::Away(reason()),
-        });
-        let relay = bench.relay(sink);
-        let mut state = relay.state();
-        let running = tokio::spawn(relay.run(bench.stop.subscribe()));
-        state.wait_for(|state| matches!(state, SinkState::Away(..))).await.unwrap();
-        bench.stop.send_replace(true);
-        running.await.unwrap().unwrap();
-        assert_eq!(bench.outbox.pending(), 20);
-
-        bench.stop.send_replace(false);
-        let (sink, journal) = Scripted::new(|_| Verdict::Delivered);
-        bench.drain(sink).await;
-        assert_eq!(delivered(&journal), (11..=30).collect::<Vec<_>>());
-        bench.end().await;
-    }
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

@@ -17,7 +17,7 @@ use tokio::time::timeout;
 
 use super::{Admin, refuse};
 use crate::callback::digits;
-use crate::outbox::{ReadResult, Stored};
+use crate::outbox::{Damaged, ReadResult, Slot, Stored};
 use crate::server::{Phase, reached};
 
 /// Events read at a time for the endless stream.
@@ -141,10 +141,10 @@ impl Admin {
         let _ = timeout(asked.wait, is_there).await; // else the page is empty
         let limit = asked.limit;
         let events = self.reader.run(move |reading| reading.after(start.after, limit)).await?;
-        let next = events.last().map_or(start.after, |event| event.position);
+        let next = events.last().map_or(start.after, position);
         let mut lines = String::new();
-        for Stored { event, .. } in &events {
-            lines.push_str(event);
+        for Stored { event, .. } in events.iter().flatten() {
+            lines.push_str(&event.structured());
             lines.push('\n');
         }
         let mut response = ([(CONTENT_TYPE, NDJSON)], lines).into_response();
@@ -176,6 +176,12 @@ impl Admin {
             (HeaderName::from_static("x-accel-buffering"), "no"),
         ];
         (headers, Body::from_stream(chunks)).into_response()
+    }
+}
+
+fn position(slot: &Slot) -> u64 {
+    match slot {
+        Ok(Stored { position, .. }) | Err(Damaged { position, .. }) => *position,
     }
 }
 
@@ -220,17 +226,24 @@ impl Follower {
         let events = page
             .inspect_err(|error| tracing::error!(%error, "cannot read events from the outbox"))
             .ok()?;
-        let first = events.first()?.position;
+        let first = position(events.first()?);
         let mut text = String::new();
         if first > after + 1 {
             // The reader was slower than the history is long.
             let missed = Start { after: first - 1, missed: first - 1 - after };
             text.push_str(std::str::from_utf8(&greeting(missed)).unwrap_or_default());
         }
-        for Stored { position, event, .. } in &events {
+        for slot in &events {
             use std::fmt::Write as _;
-            let _ = write!(text, "id: {position}\ndata: {event}\n\n"); // into memory: cannot fail
-            self.after = *position;
+            self.after = position(slot);
+            // A damaged event cannot be shown; it becomes a dead letter where it was to be delivered.
+            if let Ok(Stored { position, event, .. }) = slot {
+                let event = event.structured();
+                let _ = write!(text, "id: {position}\ndata: {event}\n\n"); // into memory: cannot fail
+            }
+        }
+        if text.is_empty() {
+            text.push_str(": damaged\n\n");
         }
         Some(Bytes::from(text))
     }

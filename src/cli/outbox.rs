@@ -11,8 +11,9 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::config::Config;
-use crate::event::{TopicCreated, rfc3339, since_epoch};
+use crate::event::{TopicCreated, rfc3339};
 use crate::outbox::{Kept, List, Reader, Status};
+use crate::time::since_epoch;
 
 /// Rows read at a time: no read may hold the bridge's log open for long.
 const PAGE: usize = 500;
@@ -221,8 +222,8 @@ fn find(reader: &Reader, which: &str, quarantined: bool) -> anyhow::Result<Kept>
     let number = which.parse::<u64>();
     if quarantined {
         let number =
-            number.with_context(|| format!("{which:?} is no number of a quarantined callback"))?;
-        let found = reader.run_here(|reading| reading.misfit(number))?;
+            number.with_context(|| format!("{which:?} is not the number of a quarantined callback"))?;
+        let found = reader.run_here(|reading| reading.quarantined(number))?;
         return found.with_context(|| format!("there is no quarantined callback {number}"));
     }
     let position = match (number, Uuid::parse_str(which)) {

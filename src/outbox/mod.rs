@@ -8,56 +8,83 @@
 //!   housekeeping are its commands. Reads have connections of their own. No SQL on a tokio worker.
 //! - **After a failed sync nothing is acknowledged again** until a restart: the page may be gone
 //!   although the next sync says OK. The outbox is *poisoned*, and the process ends.
+//! - **Opening makes durable what it recovers** before anything of it counts: who is told "seen before"
+//!   after a crash can rely on it.
 //! - **A full disk or a full outbox is not that.** It refuses, keeps what it has, and takes again when
 //!   there is room.
+//! - **Each row is checked when it is read.** One that a disk has altered becomes a dead letter, and the
+//!   line goes on.
+//! - **Times are compared by their distance**, by a clock that nobody sets.
 //! - **Positions only grow.** They number the accepted events from 1 without a hole, and one is never
 //!   given twice, so a reader that knows the last position it saw misses nothing.
-//! - **One process per outbox**, by a lock on a file beside it.
+//! - **One process per outbox**, by a lock on the file itself.
 //!
 //! What is in the file stands in `schema.rs`. Delivery is a watermark, `settled_through`, and a table
-//! of the few events behind it that have to be tried again: a million delivered events cost one row.
+//! of the few events behind it that have to be tried again, each with a copy of its own: a million
+//! delivered events cost one row, and the history can go whatever still waits.
 
-mod dedupe;
+mod batch;
+#[cfg(test)]
+pub(crate) mod fixtures;
+mod health;
+mod history;
+mod ids;
+mod lists;
+mod lock;
+mod log;
+mod migrate;
 mod reader;
+mod recovery;
+mod reserve;
+mod row;
 mod schema;
-mod statements;
+mod settlement;
+mod start;
 #[cfg(test)]
 mod tests;
 mod upkeep;
 mod writer;
 
-use std::fs::{File, TryLockError};
-use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use tokio::sync::{oneshot, watch};
-use uuid::Uuid;
 
 use crate::config;
+use crate::event::Envelope;
 use crate::metrics::Metrics;
+use crate::time::Clock;
 
-pub(crate) use reader::{Deferred, Kept, List, Reader, Status, Stored};
+pub(crate) use health::Health;
+pub(crate) use lists::{Kept, List, Status};
+pub(crate) use lock::unsuitable;
+pub(crate) use reader::{Deferred, Reader};
+pub(crate) use row::{Damaged, Slot, Stored};
+pub(crate) use settlement::{Again, Refused, Settlement};
+use lock::Lock;
 
-/// What a read of the outbox returns.
-pub(crate) type ReadResult<T> = rusqlite::Result<T>;
+/// Why the outbox cannot be read, and what helps.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct ReadError(String);
+
+pub(crate) type ReadResult<T> = Result<T, ReadError>;
 
 /// An accepted event on its way in. Times are in milliseconds since the epoch.
 #[derive(Debug, Clone)]
 pub(crate) struct Record {
-    pub(crate) id: Uuid,
     pub(crate) accepted_at: u64,
-    /// The encoded CloudEvent.
-    pub(crate) event: String,
+    /// With the id of the topic's first creation.
+    pub(crate) event: Envelope,
     pub(crate) traceparent: Option<String>,
 }
 
 /// An authentic callback that could not be understood, with what is needed to try it again.
 #[derive(Debug, Clone)]
-pub(crate) struct Misfit {
+pub(crate) struct Quarantined {
     pub(crate) sdk_app_id: u64,
     pub(crate) client_ip: Option<String>,
     pub(crate) client_platform: Option<String>,
@@ -84,6 +111,9 @@ pub(crate) enum Refusal {
     Full,
     #[error("the quarantine is full")]
     QuarantineFull,
+    /// The log cannot be emptied for somebody who reads.
+    #[error("a program reads the outbox in a transaction that it does not end")]
+    LogHeld,
     #[error("the disk is full")]
     DiskFull,
     #[error("another program holds the outbox locked")]
@@ -95,95 +125,60 @@ pub(crate) enum Refusal {
 pub(crate) type Outcome = Result<Receipt, Refusal>;
 type Waiter = oneshot::Sender<Outcome>;
 
-/// What became of a batch of events. Everything up to `through` is settled but for `again`.
-#[derive(Debug, Default, PartialEq)]
-pub(crate) struct Settlement {
-    pub(crate) through: u64,
-    pub(crate) again: Vec<Again>,
-    /// Positions that had been deferred and are delivered now.
-    pub(crate) delivered_at_last: Vec<u64>,
-    pub(crate) refused: Vec<Refused>,
-}
-
-impl Settlement {
-    fn merge(&mut self, later: Settlement) {
-        self.through = self.through.max(later.through);
-        self.again.extend(later.again);
-        self.delivered_at_last.extend(later.delivered_at_last);
-        self.refused.extend(later.refused);
-    }
-
-    fn changes_nothing(&self, settled_through: u64) -> bool {
-        self.through <= settled_through && self.is_all_delivered()
-    }
-
-    /// Whether it is about events in line alone, each of them delivered.
-    pub(crate) fn is_all_delivered(&self) -> bool {
-        self.again.is_empty() && self.delivered_at_last.is_empty() && self.refused.is_empty()
-    }
-}
-
-/// An event that is to be tried once more.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Again {
-    pub(crate) position: u64,
-    pub(crate) attempts: u32,
-    /// Milliseconds since the epoch.
-    pub(crate) not_before: u64,
-    pub(crate) reason: String,
-}
-
-/// An event that the sink will never take: it becomes a dead letter.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Refused {
-    pub(crate) position: u64,
-    /// Milliseconds since the epoch.
-    pub(crate) at: u64,
-    pub(crate) reason: String,
-}
-
 enum Command {
     Append(Record, Waiter),
-    Quarantine(Misfit, Waiter),
-    /// Writes the settlements that are waiting, and says when it is done.
-    Flush(oneshot::Sender<()>),
+    Quarantine(Quarantined, Waiter),
+    /// Writes this, and the watermark, and says when it is done, however long that takes.
+    Settle(Settlement, oneshot::Sender<()>),
+    /// The checkpoint beside the commits has ended.
+    Checkpointed,
     /// The checkpoints failed for this reason.
     Poison(String),
     Close,
-}
-
-/// Whether the outbox takes events.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Health {
-    Taking,
-    /// It refuses for now, and takes again by itself when the reason is gone.
-    Refusing(Refusal),
-    /// A sync failed or the file is damaged: nothing is acknowledged again before a restart.
-    Poisoned(String),
+    /// Does what the clock would have it do once a second.
+    #[cfg(test)]
+    Tick(oneshot::Sender<()>),
 }
 
 /// What others may know without asking the file.
-pub(crate) struct Gauges {
-    /// Appends and misfits that the writer has not answered yet.
+#[derive(Default)]
+struct Shared {
+    /// Callbacks that the writer has not answered yet.
     queued: AtomicUsize,
+    /// How far the line is settled, and how far that is written.
+    settle_through: AtomicU64,
     settled_through: AtomicU64,
     deferred: AtomicU64,
     dead_letters: AtomicU64,
     quarantined: AtomicU64,
     bytes: AtomicU64,
+    log_bytes: AtomicU64,
+    /// Since when a commit is in progress (0: none is), how long the last one took, and from when on that
+    /// is too long: milliseconds by the steady clock.
+    commit_started: AtomicU64,
+    commit_took: AtomicU64,
+    slow: AtomicU64,
 }
 
 /// The handle: cheap to clone, safe to drop.
 #[derive(Clone)]
 pub(crate) struct Outbox {
     commands: mpsc::Sender<Command>,
-    gauges: Arc<Gauges>,
-    /// What the writer has not written yet.
-    settlements: Arc<Mutex<Settlement>>,
+    shared: Arc<Shared>,
     last: watch::Receiver<u64>,
     health: watch::Receiver<Health>,
     max_queued: usize,
-    path: Arc<Path>,
+    clock: Clock,
+    lock: Arc<Lock>,
+}
+
+/// What is asked of the outbox beside its own configuration.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    /// Callbacks that wait for a commit.
+    pub(crate) max_queued: usize,
+    /// A commit that takes so long is too slow for whoever waits.
+    pub(crate) slow: Duration,
 }
 
 /// The threads behind the handle, and the lock. [`Workers::close`] ends them in order.
@@ -191,7 +186,7 @@ pub(crate) struct Workers {
     commands: mpsc::Sender<Command>,
     writer: JoinHandle<()>,
     checkpointer: JoinHandle<()>,
-    _lock: File,
+    lock: Arc<Lock>,
 }
 
 /// Why an outbox cannot be opened. The texts are for the operator.
@@ -218,16 +213,15 @@ impl OpenError {
 }
 
 impl Outbox {
-    /// Opens or creates the file, takes its lock, and starts its threads. `max_queued` bounds the
-    /// callbacks that wait for a commit. Must be called inside a tokio runtime, whose task hands the
-    /// answers out.
+    /// Opens or creates the file, takes its lock, and starts its threads. Must be called inside a tokio
+    /// runtime, whose task hands the answers out.
     pub(crate) fn open(
         config: &config::Outbox,
-        max_queued: usize,
+        limits: Limits,
         metrics: Arc<Metrics>,
+        clock: Clock,
     ) -> Result<(Self, Workers), OpenError> {
-        let lock = lock(&config.path)?;
-        writer::start(config, max_queued, metrics, lock)
+        start::start(config, limits, metrics, clock)
     }
 
     /// Queues a record. The answer comes once it is durable, or is not going to be; dropping the
@@ -236,17 +230,20 @@ impl Outbox {
         self.queue(|waiter| Command::Append(record, waiter))
     }
 
-    /// Queues a misfit, likewise.
-    pub(crate) fn quarantine(&self, misfit: Misfit) -> Result<oneshot::Receiver<Outcome>, Refusal> {
-        self.queue(|waiter| Command::Quarantine(misfit, waiter))
+    /// Queues a callback that was not understood, likewise.
+    pub(crate) fn quarantine(
+        &self,
+        callback: Quarantined,
+    ) -> Result<oneshot::Receiver<Outcome>, Refusal> {
+        self.queue(|waiter| Command::Quarantine(callback, waiter))
     }
 
     fn queue(
         &self,
         command: impl FnOnce(Waiter) -> Command,
     ) -> Result<oneshot::Receiver<Outcome>, Refusal> {
-        if self.gauges.queued.fetch_add(1, Ordering::Relaxed) >= self.max_queued {
-            self.gauges.queued.fetch_sub(1, Ordering::Relaxed);
+        if self.shared.queued.fetch_add(1, Ordering::Relaxed) >= self.max_queued {
+            self.shared.queued.fetch_sub(1, Ordering::Relaxed);
             return Err(Refusal::QueueFull);
         }
         let (waiter, answer) = oneshot::channel();
@@ -254,18 +251,18 @@ impl Outbox {
         Ok(answer)
     }
 
-    /// Records what became of a batch. It is written within a moment, with whatever else is; a crash
-    /// before that delivers the batch once more.
-    pub(crate) fn settle(&self, settlement: Settlement) {
-        let mut waiting = self.settlements.lock().unwrap_or_else(PoisonError::into_inner);
-        waiting.merge(settlement);
+    /// Everything in line is delivered up to this position, but for what was settled otherwise. It is
+    /// written within a moment, with whatever else is; a crash before that delivers it once more.
+    pub(crate) fn settle_through(&self, position: u64) {
+        self.shared.settle_through.fetch_max(position, Ordering::Relaxed);
     }
 
-    /// Has the settlements so far written. The receiver fails if the outbox has.
-    pub(crate) fn flush(&self) -> oneshot::Receiver<()> {
+    /// Records what is more than that. The receiver completes when it is written, with the watermark, and
+    /// fails if the outbox has: until then nothing may be read that could be settled differently.
+    pub(crate) fn settle(&self, settlement: Settlement) -> oneshot::Receiver<()> {
         let (written, receiver) = oneshot::channel();
         // A writer that is gone drops `written`, which the relay takes as the end.
-        let _ = self.commands.send(Command::Flush(written));
+        let _ = self.commands.send(Command::Settle(settlement, written));
         receiver
     }
 
@@ -278,13 +275,29 @@ impl Outbox {
         self.health.clone()
     }
 
+    /// Why callbacks are refused, if they are.
+    pub(crate) fn refuses(&self) -> Option<String> {
+        match &*self.health.borrow() {
+            Health::Refusing(refusal) => return Some(refusal.to_string()),
+            Health::Poisoned(reason) => return Some(reason.clone()),
+            Health::Taking => {}
+        }
+        let taken = self.shared.slow_commit(self.clock.steady())?;
+        Some(format!("a commit has taken {taken:?}, callbacks are answered 503: is the disk overloaded?"))
+    }
+
+    /// The clock by which the outbox compares times.
+    pub(crate) fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
     /// A connection for reading, of its own.
     pub(crate) fn reader(&self) -> Result<Reader, OpenError> {
-        Reader::open(&self.path)
+        Reader::beside(&self.lock)
     }
 
     pub(crate) fn settled_through(&self) -> u64 {
-        self.gauges.settled_through.load(Ordering::Relaxed)
+        self.shared.settled_through.load(Ordering::Relaxed)
     }
 
     /// Events that are durable and not yet delivered or refused.
@@ -295,20 +308,28 @@ impl Outbox {
 
     /// Events that are to be tried again by themselves.
     pub(crate) fn deferred(&self) -> u64 {
-        self.gauges.deferred.load(Ordering::Relaxed)
+        self.shared.deferred.load(Ordering::Relaxed)
     }
 
     pub(crate) fn dead_letters(&self) -> u64 {
-        self.gauges.dead_letters.load(Ordering::Relaxed)
+        self.shared.dead_letters.load(Ordering::Relaxed)
     }
 
     pub(crate) fn quarantined(&self) -> u64 {
-        self.gauges.quarantined.load(Ordering::Relaxed)
+        self.shared.quarantined.load(Ordering::Relaxed)
     }
 
     /// Bytes in use, as `outbox.max_bytes` counts them.
     pub(crate) fn bytes(&self) -> u64 {
-        self.gauges.bytes.load(Ordering::Relaxed)
+        self.shared.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Does what is due by the clock, now.
+    #[cfg(test)]
+    pub(crate) async fn tick(&self) {
+        let (done, receiver) = oneshot::channel();
+        let _ = self.commands.send(Command::Tick(done));
+        let _ = receiver.await; // a poisoned outbox does nothing more
     }
 }
 
@@ -321,42 +342,6 @@ impl Workers {
                 tracing::error!("a thread of the outbox panicked while it was closed");
             }
         }
+        self.lock.release();
     }
-}
-
-/// Takes the lock beside the outbox, and leaves this process's id in it for whoever comes second.
-fn lock(path: &Path) -> Result<File, OpenError> {
-    let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty());
-    if let Some(directory) = directory.filter(|directory| !directory.is_dir()) {
-        let reason = format!("there is no directory {}", directory.display());
-        return Err(OpenError::unusable(path, reason));
-    }
-    let mut lock_path = path.as_os_str().to_owned();
-    lock_path.push(".lock");
-    let unusable = |error: std::io::Error| {
-        OpenError::unusable(path, format!("{}: {error}", lock_path.display()))
-    };
-    let mut options = File::options();
-    let mut file = options
-        .create(true)
-        .truncate(false)
-        .read(true)
-        .write(true)
-        .open(&lock_path)
-        .map_err(unusable)?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            let mut holder = String::new();
-            let _ = file.read_to_string(&mut holder); // only for the message
-            let holder = holder.trim().parse::<u32>();
-            let holder = holder.map(|pid| format!(" (process {pid})")).unwrap_or_default();
-            return Err(OpenError::InUse { path: path.to_owned(), holder });
-        }
-        Err(TryLockError::Error(error)) => return Err(unusable(error)),
-    }
-    // The id is a courtesy: on a full disk the bridge must still start.
-    let _ = file.set_len(0).and_then(|()| file.rewind());
-    let _ = writeln!(file, "{}", std::process::id());
-    Ok(file)
 }

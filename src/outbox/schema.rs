@@ -7,48 +7,51 @@ use std::time::Duration;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 
-use super::OpenError;
-
-/// `user_version` of the file. A change raises it and adds a step to [`STEPS`].
-const VERSION: i64 = 2;
+use super::migrate::{self, VERSION};
+use super::{OpenError, row};
 
 /// `application_id` of the file, "TBrg": another program's database is never written to.
-const APPLICATION: i64 = 0x5442_7267;
+pub(super) const APPLICATION: i64 = 0x5442_7267;
 
-/// `events` is the queue and the history in one: `relay.settled_through` divides it. `ids` stands
-/// apart so that a start reads thirty bytes an event, and not all of it, to know what it has seen.
-/// Times are in milliseconds since the epoch.
-const STEPS: [&str; VERSION as usize] = [TABLES, TRACES];
+/// The first SQLite whose checkpoints cannot damage a log that another connection starts anew
+/// (https://sqlite.org/wal.html, "The WAL-reset bug"): which is what two of our threads do all day.
+const OLDEST_LIBRARY: i32 = 3_051_003;
 
-const TABLES: &str = "
-    CREATE TABLE events (
-        position    INTEGER PRIMARY KEY,
-        accepted_at INTEGER NOT NULL,
-        event       TEXT NOT NULL          -- the CloudEvent as JSON
+/// The tables of a new file. `events` is the queue and the history in one: `relay.settled_through`
+/// divides it. What has to be tried again, and dead letters, hold a copy of their event, so that the
+/// history can go whatever still waits. `ids` stands apart, for it is kept longer, and so that a start
+/// reads forty bytes an event to know what it has seen. Times are in milliseconds since the epoch.
+pub(super) fn tables() -> String {
+    let event = row::DECLARATION;
+    format!(
+        "CREATE TABLE events ({event}
     );
-    CREATE TABLE ids (
+    CREATE TABLE deferred (                -- tried again one by one
+        {event},
+        attempts    INTEGER NOT NULL,
+        not_before  INTEGER NOT NULL,      -- by the clock of steady_at
+        reason      TEXT NOT NULL
+    );
+    CREATE INDEX deferred_due ON deferred (not_before);
+    CREATE TABLE dead_letters (
+        {event},
+        refused_at  INTEGER NOT NULL,
+        reason      TEXT NOT NULL
+    );
+    CREATE TABLE ids (                     -- one row a topic, its latest creation
         position    INTEGER PRIMARY KEY,
         first_id    BLOB NOT NULL,         -- the id that the topic's first creation has
-        accepted_at INTEGER NOT NULL
+        steady_at   INTEGER NOT NULL
     );
     CREATE TABLE relay (
         settled_through INTEGER NOT NULL   -- up to here all is delivered, deferred or dead
     );
     INSERT INTO relay VALUES (0);
-    CREATE TABLE deferred (
-        position    INTEGER PRIMARY KEY,   -- of an event that had to be tried again by itself
-        attempts    INTEGER NOT NULL,
-        not_before  INTEGER NOT NULL,
-        reason      TEXT NOT NULL
-    );
-    CREATE TABLE dead_letters (
-        position    INTEGER PRIMARY KEY,
-        accepted_at INTEGER NOT NULL,
-        event       TEXT NOT NULL,
-        refused_at  INTEGER NOT NULL,
-        reason      TEXT NOT NULL
-    );
-    CREATE TABLE quarantine (
+    {QUARANTINE}"
+    )
+}
+
+const QUARANTINE: &str = "CREATE TABLE quarantine (
         number          INTEGER PRIMARY KEY AUTOINCREMENT,
         received_at     INTEGER NOT NULL,
         sdk_app_id      INTEGER NOT NULL,
@@ -56,21 +59,26 @@ const TABLES: &str = "
         client_platform TEXT,
         reason          TEXT NOT NULL,
         body            BLOB NOT NULL      -- as it came
-    );
-    CREATE TABLE probe (filler BLOB);      -- written to learn whether a full disk has room again
-    INSERT INTO probe VALUES (x'');
-";
+    );";
 
-const TRACES: &str = "
-    ALTER TABLE events ADD COLUMN traceparent TEXT;        -- as the callback brought it
-    ALTER TABLE dead_letters ADD COLUMN traceparent TEXT;
-";
+/// Refuses a system's SQLite that is too old to be trusted with the log.
+pub(super) fn check_library(version: i32) -> Result<(), String> {
+    if version >= OLDEST_LIBRARY {
+        return Ok(());
+    }
+    let [major, minor, patch] = [version / 1_000_000, version / 1000 % 1000, version % 1000];
+    Err(format!(
+        "this program was built with SQLite {major}.{minor}.{patch}, whose checkpoints can damage the \
+         log: build it with 3.51.3 or later, or with the bundled one"
+    ))
+}
 
-/// The connection that writes. Creates the file, or brings an older one up to date.
+/// The connection that writes. The log is brought into the file before anything is read: what was
+/// recovered from it is durable then, whatever had become of its syncs.
 pub(super) fn open_for_writing(path: &Path) -> Result<Connection, OpenError> {
     let unusable = |error: rusqlite::Error| OpenError::unusable(path, explain(&error));
-    let connection = Connection::open(path).map_err(unusable)?;
-    configure(&connection).map_err(unusable)?;
+    let connection = open(path).map_err(unusable)?;
+    checkpoint_at_start(&connection).map_err(unusable)?;
     let is_new = is_empty(&connection).map_err(unusable)?;
     if is_new {
         // Only before the first table is written can a file become one that shrinks again.
@@ -82,32 +90,35 @@ pub(super) fn open_for_writing(path: &Path) -> Result<Connection, OpenError> {
         }
     }
     connection.pragma_update(None, "journal_mode", "WAL").map_err(unusable)?;
-    connection.set_prepared_statement_cache_capacity(32);
-    migrate(&connection, path)?;
+    connection.set_prepared_statement_cache_capacity(48);
+    migrate::run(&connection, path)?;
     Ok(connection)
 }
 
-/// Brings the file to [`VERSION`], step by step, each in one transaction with its new number.
-fn migrate(connection: &Connection, path: &Path) -> Result<(), OpenError> {
-    let unusable = |error: rusqlite::Error| OpenError::unusable(path, explain(&error));
-    let found: i64 = pragma(connection, "user_version").map_err(unusable)?;
-    if found > VERSION {
-        return Err(OpenError::TooNew { path: path.to_owned(), found, known: VERSION });
+/// A reader's open transaction or a full disk may keep the log from being emptied; it was synced
+/// before, so nothing hangs on it then.
+fn checkpoint_at_start(connection: &Connection) -> rusqlite::Result<()> {
+    use rusqlite::ErrorCode::{DatabaseBusy, DatabaseLocked, DiskFull};
+    match super::log::checkpoint(connection, "TRUNCATE") {
+        Err(error)
+            if matches!(
+                error.sqlite_error_code(),
+                Some(DatabaseBusy | DatabaseLocked | DiskFull)
+            ) =>
+        {
+            tracing::warn!(%error, "the outbox's log could not be emptied at the start");
+            Ok(())
+        }
+        other => other.map(drop),
     }
-    for version in found + 1..=VERSION {
-        let step = STEPS[version as usize - 1];
-        let step = format!(
-            "BEGIN IMMEDIATE; {step} PRAGMA application_id = {APPLICATION}; PRAGMA user_version = {version}; COMMIT;"
-        );
-        connection.execute_batch(&step).map_err(unusable)?;
-    }
-    let path = path.display();
-    match found {
-        VERSION => {}
-        0 => tracing::info!(%path, schema_version = VERSION, "created the outbox"),
-        _ => tracing::info!(%path, from = found, to = VERSION, "brought the outbox up to date"),
-    }
-    Ok(())
+}
+
+/// SQLite would read a name such as ":memory:" or "file:…" as something else than a file's.
+fn open(path: &Path) -> rusqlite::Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags)?;
+    configure(&connection)?;
+    Ok(connection)
 }
 
 /// A connection that only reads; the file must be an outbox of this version.
@@ -120,14 +131,12 @@ pub(super) fn open_for_reading(path: &Path) -> Result<Connection, OpenError> {
         ));
     }
     // Reading a WAL file needs its index beside it, so the connection is one that could write.
-    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let connection = Connection::open_with_flags(path, flags).map_err(unusable)?;
-    configure(&connection).map_err(unusable)?;
+    let connection = open(path).map_err(unusable)?;
     connection.pragma_update(None, "query_only", true).map_err(unusable)?;
     let application: i64 = pragma(&connection, "application_id").map_err(unusable)?;
     let found: i64 = pragma(&connection, "user_version").map_err(unusable)?;
     if application != APPLICATION {
-        return Err(OpenError::unusable(path, "it is no outbox of topic-bridge"));
+        return Err(OpenError::unusable(path, "it is not an outbox of topic-bridge"));
     }
     if found < VERSION {
         let reason = "an older release wrote it: start the bridge on it once";
@@ -142,9 +151,7 @@ pub(super) fn open_for_reading(path: &Path) -> Result<Connection, OpenError> {
 /// The connection that checkpoints beside the commits.
 pub(super) fn open_for_checkpoints(path: &Path) -> Result<Connection, OpenError> {
     let unusable = |error: rusqlite::Error| OpenError::unusable(path, explain(&error));
-    let connection = Connection::open(path).map_err(unusable)?;
-    configure(&connection).map_err(unusable)?;
-    Ok(connection)
+    open(path).map_err(unusable)
 }
 
 /// What all connections have in common.
@@ -169,15 +176,31 @@ pub(super) fn pragma<T: rusqlite::types::FromSql>(
 }
 
 /// SQLite's word for what happened, with a cause where the word alone misleads.
-fn explain(error: &rusqlite::Error) -> String {
-    use rusqlite::ErrorCode::{CannotOpen, DatabaseCorrupt, NotADatabase, ReadOnly};
+pub(super) fn explain(error: &rusqlite::Error) -> String {
+    use rusqlite::ErrorCode::{CannotOpen, DatabaseCorrupt, DiskFull, NotADatabase, ReadOnly};
     let hint = match error.sqlite_error_code() {
         Some(CannotOpen | ReadOnly) => ": may this user write the file and its directory?",
-        Some(NotADatabase) => ": it is no SQLite file; name another outbox.path",
+        Some(NotADatabase) => ": it is not an SQLite file; name another outbox.path",
         Some(DatabaseCorrupt) => {
-            ": keep a copy, save what can be read with `sqlite3 FILE .recover`, and start on a new file"
+            ": part of the file was overwritten; look after the disk, then stop the bridge, save what can \
+             be read with `sqlite3 OUTBOX .recover | sqlite3 NEW`, and start on NEW as outbox.path"
         }
+        Some(DiskFull) => ": make room, and start again",
         _ => "",
     };
     format!("{error}{hint}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_library_that_can_damage_the_log_is_refused() {
+        for (version, is_good) in [(3_051_003, true), (3_053_000, true), (3_051_002, false)] {
+            assert_eq!(check_library(version).is_ok(), is_good, "{version}");
+        }
+        assert!(check_library(3_007_017).unwrap_err().contains("SQLite 3.7.17"));
+        assert!(check_library(rusqlite::version_number()).is_ok(), "the one that is built in");
+    }
 }

@@ -1,53 +1,21 @@
 //! The outbox's rules, without a network around it. Kills, full disks and failing syncs are tried on
 //! the whole program, in `tests/it`.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use rusqlite::Connection;
 use tempfile::TempDir;
-use uuid::Uuid;
 
+use super::fixtures::{START, close, kept, record};
 use super::*;
-use crate::callback::Callback;
 use crate::config::Sync;
-use crate::event::{Naming, TopicCreated};
-use crate::signature::{App, verify};
 
 fn settings(folder: &TempDir) -> config::Outbox {
-    config::Outbox {
-        path: folder.path().join("outbox.db"),
-        sync: Sync::Full,
-        max_bytes: 1 << 30,
-        dedupe_window: Duration::from_secs(600),
-        history: Duration::from_secs(u64::from(u32::MAX)),
-        history_events: 1000,
-        quarantine_events: 3,
-        history_gives_way: false,
-    }
+    config::Outbox { sync: Sync::Full, ..fixtures::settings(folder.path()) }
 }
 
 fn open(settings: &config::Outbox) -> (Outbox, Workers) {
-    Outbox::open(settings, 1000, Arc::new(Metrics::new("embedded"))).unwrap()
-}
-
-async fn close(workers: Workers) {
-    tokio::task::spawn_blocking(|| workers.close()).await.unwrap();
-}
-
-/// An event as the ingress makes it.
-fn record(topic_id: &str, accepted_at: u64) -> Record {
-    let apps = [App { sdk_app_id: 1, tokens: Vec::new(), allow_unsigned: true }];
-    let query = crate::callback::Query::parse("SdkAppid=1");
-    let verified = verify(&apps, query, 0, 0).unwrap();
-    let body = format!(
-        r#"{{"CallbackCommand":"Group.CallbackAfterCreateTopic","GroupId":"g","TopicId":"{topic_id}",
-        "Operator_Account":"","Owner_Account":"","Type":"Community","Name":"n"}}"#
-    );
-    let callback = Callback::parse(body.as_bytes()).unwrap();
-    let naming = Naming { event_type: "t".into(), source: "/s".into() };
-    let event = TopicCreated::new(&verified, callback, &naming, accepted_at);
-    Record { id: event.id, accepted_at, event: event.encode(), traceparent: None }
+    fixtures::open(settings, &Clock::scripted(START))
 }
 
 async fn append(outbox: &Outbox, topic_id: &str, accepted_at: u64) -> Outcome {
@@ -56,7 +24,11 @@ async fn append(outbox: &Outbox, topic_id: &str, accepted_at: u64) -> Outcome {
 
 /// Appends so many at once. How many of them were accepted.
 async fn append_many(outbox: &Outbox, prefix: &str, count: u64) -> u64 {
-    let record = |number| record(&format!("{prefix}-{number}"), 1);
+    let record = |number| {
+        let mut record = record(&format!("{prefix}-{number}"), 1);
+        record.event.data = format!(r#"{{"sdk_app_id":1,"filler":"{}"}}"#, "x".repeat(300));
+        record
+    };
     let answers: Vec<_> = (0..count).map(|number| outbox.append(record(number)).unwrap()).collect();
     let mut accepted = 0;
     for answer in answers {
@@ -66,7 +38,7 @@ async fn append_many(outbox: &Outbox, prefix: &str, count: u64) -> u64 {
 }
 
 async fn quarantine(outbox: &Outbox) -> Outcome {
-    let misfit = Misfit {
+    let callback = Quarantined {
         sdk_app_id: 1,
         client_ip: None,
         client_platform: None,
@@ -74,17 +46,7 @@ async fn quarantine(outbox: &Outbox) -> Outcome {
         reason: "r".into(),
         body: b"\xff".to_vec(),
     };
-    outbox.quarantine(misfit).unwrap().await.unwrap()
-}
-
-/// The position, id and topic of every event that is kept.
-fn kept(outbox: &Outbox) -> Vec<(u64, Uuid, String)> {
-    let events = outbox.reader().unwrap().run_here(|reading| reading.after(0, 10_000)).unwrap();
-    let lift = |stored: Stored| {
-        let event = TopicCreated::decode(&stored.event).unwrap();
-        (stored.position, event.id, event.topic_id.clone().into_owned())
-    };
-    events.into_iter().map(lift).collect()
+    outbox.quarantine(callback).unwrap().await.unwrap()
 }
 
 /// Trimming goes on between the batches: waits for it.
@@ -119,19 +81,25 @@ async fn events_come_back_in_the_order_of_acceptance() {
 async fn a_repeat_is_a_duplicate_inside_the_window_and_another_event_after_it() {
     let folder = tempfile::tempdir().unwrap();
     let settings = settings(&folder);
-    let (outbox, workers) = open(&settings);
+    let clock = Clock::scripted(START);
+    let at = |passed: u64| {
+        clock.set(START + passed, START + passed);
+        START + passed
+    };
+    let (outbox, workers) = fixtures::open(&settings, &clock);
     let window = 600_000;
-    assert_eq!(append(&outbox, "t", 1_000).await, Ok(Receipt::Accepted));
-    assert_eq!(append(&outbox, "t", 1_000 + window - 1).await, Ok(Receipt::Duplicate));
-    assert_eq!(append(&outbox, "t", 1_000 + window).await, Ok(Receipt::Accepted));
+    assert_eq!(append(&outbox, "t", at(0)).await, Ok(Receipt::Accepted));
+    assert_eq!(append(&outbox, "t", at(window - 1)).await, Ok(Receipt::Duplicate));
+    assert_eq!(append(&outbox, "t", at(window)).await, Ok(Receipt::Accepted));
     close(workers).await;
 
-    let (outbox, workers) = open(&settings);
-    assert_eq!(append(&outbox, "t", 2_000 + window).await, Ok(Receipt::Duplicate), "after a start");
+    let (outbox, workers) = fixtures::open(&settings, &clock);
+    let repeat = append(&outbox, "t", at(window + 1000)).await;
+    assert_eq!(repeat, Ok(Receipt::Duplicate), "after a start");
     let kept = kept(&outbox);
-    let first = record("t", 0).id;
+    let first = record("t", 0).event.id;
     let ids: Vec<_> = kept.iter().map(|(_, id, _)| *id).collect();
-    assert_eq!(ids, [first, crate::event::recreated_id(first, 1_000 + window)]);
+    assert_eq!(ids, [first, crate::event::recreated_id(first, START + window)]);
     close(workers).await;
 }
 
@@ -164,7 +132,10 @@ async fn a_waiter_that_goes_away_loses_nothing() {
 async fn a_queue_that_is_full_refuses_and_a_locked_file_is_waited_for() {
     let folder = tempfile::tempdir().unwrap();
     let settings = settings(&folder);
-    let (outbox, workers) = Outbox::open(&settings, 3, Arc::new(Metrics::new("embedded"))).unwrap();
+    let limits = Limits { max_queued: 3, slow: Duration::from_secs(10) };
+    let metrics = Arc::new(Metrics::new("embedded"));
+    let (outbox, workers) =
+        Outbox::open(&settings, limits, metrics, Clock::scripted(START)).unwrap();
     let other = Connection::open(&settings.path).unwrap();
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
     let waiting: Vec<_> =
@@ -194,7 +165,7 @@ async fn quarantine_keeps_bytes_and_has_a_bound() {
         "good ones are still taken"
     );
     assert_eq!(*outbox.health().borrow(), Health::Taking);
-    let misfit = outbox.reader().unwrap().run_here(|reading| reading.misfit(1)).unwrap().unwrap();
+    let misfit = outbox.reader().unwrap().run_here(|reading| reading.quarantined(1)).unwrap().unwrap();
     assert_eq!((misfit.content, misfit.reason.as_deref()), (b"\xff".to_vec(), Some("r")));
     close(workers).await;
 }
@@ -210,14 +181,16 @@ async fn history_is_trimmed_but_never_what_is_still_to_be_delivered() {
     oldest_is(&outbox, 1).await; // nothing is delivered yet
 
     let again = Again { position: 5, attempts: 1, not_before: 0, reason: "r".into() };
-    outbox.settle(Settlement { again: vec![again], ..settled(35) });
-    outbox.flush().await.unwrap();
-    oldest_is(&outbox, 5).await; // it is to be tried again
+    outbox.settle(Settlement { again: vec![again], ..settled(35) }).await.unwrap();
+    oldest_is(&outbox, 31).await; // the last ten: what is to be tried again holds nothing up…
     assert_eq!(outbox.pending(), 5 + 1);
+    let reader = outbox.reader().unwrap();
+    let due = reader.run_here(|reading| reading.due(START, START, 10)).unwrap();
+    let due: Vec<_> = due.into_iter().map(|due| due.slot.unwrap().event.topic_id).collect();
+    assert_eq!(due, ["t4"], "…for it has a copy of its own");
 
-    outbox.settle(Settlement { delivered_at_last: vec![5], ..settled(35) });
-    outbox.flush().await.unwrap();
-    oldest_is(&outbox, 31).await; // the last ten
+    outbox.settle(Settlement { delivered_at_last: vec![5], ..settled(35) }).await.unwrap();
+    assert_eq!(outbox.pending(), 5);
     close(workers).await;
 
     let (outbox, workers) = open(&settings);
@@ -236,17 +209,14 @@ async fn what_the_sink_refuses_is_kept_as_a_dead_letter() {
         append(&outbox, &format!("t{number}"), 1).await.unwrap();
     }
     let refused = Refused { position: 2, at: 9, reason: "too large".into() };
-    outbox.settle(Settlement { refused: vec![refused], ..settled(5) });
-    outbox.flush().await.unwrap();
+    outbox.settle(Settlement { refused: vec![refused], ..settled(5) }).await.unwrap();
     oldest_is(&outbox, 5).await;
     let reader = outbox.reader().unwrap();
     let dead = reader.run_here(|reading| reading.list(List::DeadLetters, 0, 10)).unwrap();
     assert_eq!((dead.len(), dead[0].position, outbox.dead_letters()), (1, 2, 1));
     assert_eq!(dead[0].reason.as_deref(), Some("too large"));
-    assert_eq!(
-        TopicCreated::decode(std::str::from_utf8(&dead[0].content).unwrap()).unwrap().topic_id,
-        "t2"
-    );
+    let event = std::str::from_utf8(&dead[0].content).unwrap();
+    assert_eq!(crate::event::Envelope::open(event).unwrap().topic_id, "t2");
     assert_eq!(reader.run_here(|reading| reading.at(2)).unwrap().unwrap().state, "dead");
     close(workers).await;
 }
@@ -256,7 +226,9 @@ async fn an_outbox_has_one_process() {
     let folder = tempfile::tempdir().unwrap();
     let settings = settings(&folder);
     let (_outbox, workers) = open(&settings);
-    let second = Outbox::open(&settings, 1, Arc::new(Metrics::new("embedded")));
+    let limits = Limits { max_queued: 1, slow: Duration::from_secs(10) };
+    let metrics = Arc::new(Metrics::new("embedded"));
+    let second = Outbox::open(&settings, limits, metrics, Clock::scripted(START));
     let error = second.err().expect("it is in use").to_string();
     let pid = std::process::id();
     assert!(
@@ -277,8 +249,7 @@ async fn delivered_history_gives_way_before_a_callback_is_refused() {
     for round in 0..60_u64 {
         let taken = append_many(&outbox, &format!("t{round}"), 100).await;
         assert_eq!(taken, 100, "in round {round}");
-        outbox.settle(settled(round * 100));
-        outbox.flush().await.unwrap();
+        outbox.settle(settled(round * 100)).await.unwrap();
     }
     let oldest = kept(&outbox)[0].0;
     assert!((1000..=5901).contains(&oldest), "the oldest kept is {oldest}");

@@ -46,9 +46,15 @@ pub(super) async fn tail(
                 () = tokio::time::sleep(LOOK_EVERY) => {}
             }
         }
-        for stored in page {
-            position = stored.position;
-            if lines.send(stored.event).await.is_err() {
+        for slot in page {
+            position = match &slot {
+                Ok(stored) => stored.position,
+                Err(damaged) => damaged.position,
+            };
+            // A damaged event cannot be shown: `outbox list` does.
+            if let Ok(stored) = slot
+                && lines.send(stored.event.structured()).await.is_err()
+            {
                 return Ok(());
             }
         }

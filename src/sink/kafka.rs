@@ -21,7 +21,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{Kind, Reason, Verdict};
 use crate::config::{Config, KafkaKey};
-use crate::event::{Encoding, Envelope};
+use crate::event::Encoding;
 use crate::outbox::Stored;
 use client::{Clients, Context, Producer};
 pub(super) use examine::examine;
@@ -53,8 +53,6 @@ type Outcome = Result<(), Failure>;
 
 #[derive(Debug, Clone, PartialEq)]
 enum Failure {
-    /// It is not an event of ours, so it can never be sent.
-    Unreadable(String),
     /// Larger than `message.max.bytes`, so it was not even tried.
     Oversize,
     Failed(RDKafkaErrorCode),
@@ -180,8 +178,7 @@ impl Kafka {
     }
 
     fn enqueue(&self, producer: &Producer, stored: &Stored) -> Result<DeliveryFuture, Failure> {
-        let event = Envelope::open(&stored.event)
-            .map_err(|error| Failure::Unreadable(error.to_string()))?;
+        let event = &stored.event;
         let traceparent = match &stored.traceparent {
             Some(traceparent) => traceparent.clone(),
             None => event.own_traceparent(),
@@ -190,12 +187,13 @@ impl Kafka {
             KafkaKey::GroupId => &event.group_id,
             KafkaKey::TopicId => &event.topic_id,
         };
+        let body = event.body(self.encoding);
         // Without a timestamp the message carries the time of sending: after a long outage the time of
         // acceptance could already lie beyond the topic's retention.
         let record = FutureRecord::to(&self.topic.name)
             .key(key)
-            .payload(event.body(self.encoding))
-            .headers(message::headers(&event, self.encoding, &traceparent));
+            .payload(&*body)
+            .headers(message::headers(event, self.encoding, &traceparent));
         producer.send_result(record).map_err(|(error, _)| match code_of(&error) {
             RDKafkaErrorCode::MessageSizeTooLarge => Failure::Oversize,
             code => Failure::Failed(code),
@@ -243,21 +241,17 @@ impl Kafka {
     fn verdict(&self, event: &Stored, outcome: Outcome, away: Option<&Reason>) -> Verdict {
         match outcome {
             Ok(()) => Verdict::Delivered,
-            Err(Failure::Unreadable(error)) => Verdict::Refused(Reason::new(
-                Kind::Invalid,
-                format!("the stored event cannot be read: {error}"),
-            )),
             Err(Failure::Oversize) => Verdict::Refused(Reason::new(
                 Kind::TooLarge,
                 format!(
                     "the event of {} bytes is over message.max.bytes: raise that in \
                      [kafka.properties], and max.message.bytes of the topic {:?}",
-                    event.event.len(),
+                    event.event.body(self.encoding).len(),
                     self.topic.name
                 ),
             )),
             Err(Failure::Failed(code)) if verdict::is_final(code) => {
-                let size = format!("{}, {} bytes", in_words(code), event.event.len());
+                let size = format!("{}, {} bytes", in_words(code), event.event.body(self.encoding).len());
                 Verdict::Refused(reason(code, Some(&size)))
             }
             Err(Failure::Failed(code)) => {

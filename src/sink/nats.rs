@@ -169,11 +169,7 @@ impl Nats {
         event: &Stored,
         deadline: Instant,
     ) -> Result<PublishAckFuture, Verdict> {
-        let envelope = Envelope::open(&event.event).map_err(|error| {
-            let text = format!("the stored event cannot be read: {error}");
-            Verdict::Refused(Reason::new(Kind::Invalid, text))
-        })?;
-        let subject = self.config.subject.render(&envelope);
+        let subject = self.config.subject.render(&event.event);
         if subject.len() > MAX_SUBJECT_BYTES {
             let text = format!(
                 "the subject is {} bytes long, at most {MAX_SUBJECT_BYTES} are possible: leave the \
@@ -182,8 +178,8 @@ impl Nats {
             );
             return Err(Verdict::Refused(Reason::new(Kind::Invalid, text)));
         }
-        let headers = headers(&envelope, event, &self.config.stream, self.encoding);
-        let body = Bytes::copy_from_slice(envelope.body(self.encoding).as_bytes());
+        let headers = headers(event, &self.config.stream, self.encoding);
+        let body = Bytes::from(event.event.body(self.encoding).into_owned());
         let publishing = context.publish_with_headers(subject, headers, body);
         match timeout_at(deadline, publishing).await {
             Ok(Ok(ack)) => Ok(ack),
@@ -310,21 +306,22 @@ fn judge_refusal(code: ErrorCode, text: &str) -> Verdict {
     }
 }
 
-fn headers(envelope: &Envelope, event: &Stored, stream: &str, encoding: Encoding) -> HeaderMap {
+fn headers(stored: &Stored, stream: &str, encoding: Encoding) -> HeaderMap {
     let mut headers = HeaderMap::new();
-    headers.insert(NATS_MESSAGE_ID, &*envelope.id);
+    let event = &stored.event;
+    headers.insert(NATS_MESSAGE_ID, event.id.to_string());
     headers.insert(NATS_EXPECTED_STREAM, stream);
     headers.insert(CONTENT_TYPE, Envelope::content_type(encoding));
-    match &event.traceparent {
+    match &stored.traceparent {
         Some(traceparent) => headers.insert(TRACEPARENT, traceparent.as_str()),
-        None => headers.insert(TRACEPARENT, envelope.own_traceparent()),
+        None => headers.insert(TRACEPARENT, event.own_traceparent()),
     }
     if encoding == Encoding::Binary {
         headers.insert(format!("{PREFIX}datacontenttype"), DATA_CONTENT_TYPE);
-        for (name, value) in envelope.attributes() {
+        for (name, value) in event.attributes() {
             headers.insert(
                 format!("{PREFIX}{name}"),
-                utf8_percent_encode(value, &ESCAPED).to_string(),
+                utf8_percent_encode(&value, &ESCAPED).to_string(),
             );
         }
     }

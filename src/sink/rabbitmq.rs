@@ -20,7 +20,7 @@ use tokio::time::timeout;
 
 use super::{Reason, Verdict};
 use crate::config::{self, Config};
-use crate::event::{Encoding, Envelope};
+use crate::event::Encoding;
 use crate::outbox::Stored;
 use connection::{Address, Link};
 use message::Message;
@@ -93,15 +93,10 @@ impl Rabbitmq {
             return Err(blocked);
         }
         let (routing_key, frame_max) = (&self.config.routing_key, link.frame_max());
-        let envelopes: Vec<_> = events.iter().map(|stored| Envelope::open(&stored.event)).collect();
         let mut messages = Vec::with_capacity(events.len());
         let mut unfit = Vec::new();
-        for (index, (stored, envelope)) in events.iter().zip(&envelopes).enumerate() {
-            let envelope = envelope.as_ref().map_err(message::unreadable);
-            let message = envelope.and_then(|envelope| {
-                Message::new(stored, envelope, self.encoding, routing_key, frame_max)
-            });
-            match message {
+        for (index, stored) in events.iter().enumerate() {
+            match Message::new(stored, self.encoding, routing_key, frame_max) {
                 Ok(message) => messages.push(message),
                 Err(reason) => unfit.push((index, Verdict::Refused(reason))),
             }

@@ -21,7 +21,9 @@ pub(super) fn headers(event: &Envelope, encoding: Encoding, traceparent: &str) -
     event
         .attributes()
         .into_iter()
-        .fold(headers, |headers, (name, value)| insert(headers, &format!("{PREFIX}{name}"), value))
+        .fold(headers, |headers, (name, value)| {
+            insert(headers, &format!("{PREFIX}{name}"), &value)
+        })
 }
 
 /// A message as one line of JSON: the whole event, however it is encoded. What is no event of ours
@@ -62,7 +64,7 @@ mod tests {
         let pairs = pairs(&headers);
         let pairs: Vec<_> = pairs.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
         assert_eq!(pairs, expected);
-        assert_eq!(line(Some(&headers), event.body(encoding)), EVENT, "read back");
+        assert_eq!(line(Some(&headers), &event.body(encoding)), EVENT, "read back");
     }
 
     #[test]

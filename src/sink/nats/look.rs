@@ -16,6 +16,7 @@ use super::super::{Finding, Health, Kind, Reason, subscribed};
 use super::{LinkState, PREFIX, connect, forbidden, stream};
 use crate::config::{self, Config};
 use crate::event::{self, Encoding, Envelope};
+use crate::time::since_epoch;
 
 /// Room for the headers of an event in the server's limit.
 const HEADERS_BYTES: u64 = 1024;
@@ -95,11 +96,11 @@ pub(in super::super) async fn examine(config: &Config) -> Vec<Finding> {
 /// The server's clock beside ours, if it tells: from 2.10 on it stamps its answers.
 async fn clock(context: &Context, config: &config::Nats) -> (Health, String) {
     let request = format!("STREAM.INFO.{}", config.stream);
-    let asked = event::since_epoch(SystemTime::now());
+    let asked = since_epoch(SystemTime::now());
     let answer: Result<serde_json::Value, _> = context.request(request, &()).await;
-    let answered = event::since_epoch(SystemTime::now());
+    let answered = since_epoch(SystemTime::now());
     let stamp = answer.ok().and_then(|answer| {
-        humantime::parse_rfc3339(answer["ts"].as_str()?).ok().map(event::since_epoch)
+        humantime::parse_rfc3339(answer["ts"].as_str()?).ok().map(since_epoch)
     });
     let Some(stamp) = stamp else {
         return (Health::Good, "not compared: a server before 2.10 tells no time".into());

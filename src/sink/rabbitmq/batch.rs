@@ -23,14 +23,14 @@ use super::errors;
 use super::message::Message;
 
 /// What came back of a batch.
-pub(super) struct Published<'a> {
-    sent: Vec<Sent<'a>>,
+pub(super) struct Published {
+    sent: Vec<Sent>,
     /// Why there is no answer where there is none.
     cut_off: Reason,
 }
 
-struct Sent<'a> {
-    id: &'a str,
+struct Sent {
+    id: String,
     bytes: usize,
     answer: Option<Result<Confirmation, Error>>,
 }
@@ -38,12 +38,12 @@ struct Sent<'a> {
 impl Link {
     /// Sends all messages, then waits for their confirms, but no longer than `patience`, and hardly for
     /// those that a blocked connection owes.
-    pub(super) async fn publish<'a>(
+    pub(super) async fn publish(
         &mut self,
         exchange: &str,
-        messages: Vec<Message<'a>>,
+        messages: Vec<Message<'_>>,
         patience: Duration,
-    ) -> Published<'a> {
+    ) -> Published {
         let Link { channel, alarm, .. } = self;
         let channel = channel.as_ref().expect("one is opened before publishing");
         let exchange = ShortString::from(exchange);
@@ -51,9 +51,11 @@ impl Link {
         let (mut publishes, mut sent) = (Vec::new(), Vec::new());
         for Message { id, routing_key, properties, body } in messages {
             let exchange = exchange.clone();
-            let publish = channel.basic_publish(exchange, routing_key, options, body, properties);
-            publishes.push(Box::pin(async move { publish.await?.await }));
             sent.push(Sent { id, bytes: body.len(), answer: None });
+            publishes.push(Box::pin(async move {
+                let body = body.as_bytes();
+                channel.basic_publish(exchange, routing_key, options, body, properties).await?.await
+            }));
         }
         // The first look at each sends it; so all are on their way before the first is waited for.
         look_at_all(&mut publishes, &mut sent).await;
@@ -83,7 +85,7 @@ impl Link {
 }
 
 /// Takes the answers that are there, without waiting for one.
-async fn look_at_all<F>(publishes: &mut [Pin<Box<F>>], sent: &mut [Sent<'_>])
+async fn look_at_all<F>(publishes: &mut [Pin<Box<F>>], sent: &mut [Sent])
 where
     F: Future<Output = Result<Confirmation, Error>>,
 {
@@ -100,7 +102,7 @@ where
     .await;
 }
 
-impl Published<'_> {
+impl Published {
     /// Whether each message is confirmed, in one way or another.
     pub(super) fn is_whole(&self) -> bool {
         let is_confirmed = |sent: &Sent| {
@@ -120,7 +122,7 @@ impl Published<'_> {
         // waiting for a confirm to go with. There is none if none came with any confirm.
         let are_acks_true = self.is_whole() || returned.is_empty();
         let failure = self.failure();
-        let judge = |sent: &Sent| match (returned.get(sent.id), &sent.answer) {
+        let judge = |sent: &Sent| match (returned.get(&*sent.id), &sent.answer) {
             (Some(returned), _) => Verdict::Later(unroutable(returned, exchange)),
             (None, Some(Ok(Confirmation::Ack(_)))) if are_acks_true => Verdict::Delivered,
             (None, Some(Ok(Confirmation::Nack(_)))) => Verdict::Away(rejected()),
@@ -212,7 +214,7 @@ mod tests {
             Came::Nothing => None,
         };
         let sent = came.into_iter().zip(ids).enumerate();
-        let sent = sent.map(|(bytes, (came, id))| Sent { id, bytes, answer: answer(came) });
+        let sent = sent.map(|(bytes, (came, id))| Sent { id: id.into(), bytes, answer: answer(came) });
         let cut_off = Reason::new(Kind::Timeout, "too late");
         let published = Published { sent: sent.collect(), cut_off };
         assert_eq!(published.is_whole(), is_whole);

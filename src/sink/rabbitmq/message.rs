@@ -1,5 +1,7 @@
 //! An event as an AMQP message: properties, headers, routing key, body.
 
+use std::borrow::Cow;
+
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 
@@ -21,52 +23,48 @@ pub(super) const PREFIX: &str = "cloudEvents_";
 const PROPERTIES_BYTES: usize = 2048;
 
 pub(super) struct Message<'a> {
-    pub(super) id: &'a str,
+    pub(super) id: String,
     pub(super) routing_key: ShortString,
     pub(super) properties: BasicProperties,
-    pub(super) body: &'a [u8],
+    pub(super) body: Cow<'a, str>,
 }
 
 impl<'a> Message<'a> {
     /// `frame_max` is how long a frame may be at most: all headers travel in one. An error is one for
     /// good.
     pub(super) fn new(
-        stored: &Stored,
-        envelope: &'a Envelope,
+        stored: &'a Stored,
         encoding: Encoding,
         routing_key: &Template,
         frame_max: usize,
     ) -> Result<Self, Reason> {
+        let event = &stored.event;
+        let id = event.id.to_string();
         let mut headers = match encoding {
             Encoding::Structured => FieldTable::default(),
-            Encoding::Binary => attributes(envelope, frame_max)?,
+            Encoding::Binary => attributes(event, frame_max)?,
         };
-        let traceparent = stored.traceparent.clone().unwrap_or_else(|| envelope.own_traceparent());
+        let traceparent = stored.traceparent.clone().unwrap_or_else(|| event.own_traceparent());
         headers.insert("traceparent".into(), AMQPValue::LongString(traceparent.into()));
         let properties = BasicProperties::default()
             .with_delivery_mode(PERSISTENT)
-            .with_message_id(short("id", &*envelope.id)?)
+            .with_message_id(short("id", id.as_str())?)
             .with_timestamp(stored.accepted_at / 1000)
             .with_content_type(Envelope::content_type(encoding).into())
-            .with_type(short("type", &*envelope.event_type)?)
+            .with_type(short("type", event.event_type.as_str())?)
             .with_app_id("topic-bridge".into())
             .with_headers(headers);
         Ok(Message {
-            id: &envelope.id,
-            routing_key: short("routing key", routing_key.render(envelope))?,
+            id,
+            routing_key: short("routing key", routing_key.render(event))?,
             properties,
-            body: envelope.body(encoding).as_bytes(),
+            body: event.body(encoding),
         })
     }
 }
 
-/// An event that is in the outbox, and is none.
-pub(super) fn unreadable(error: &serde_json::Error) -> Reason {
-    Reason::new(Kind::Invalid, format!("it cannot be read back from the outbox: {error}"))
-}
-
-fn attributes(envelope: &Envelope, frame_max: usize) -> Result<FieldTable, Reason> {
-    let attributes = envelope.attributes();
+fn attributes(event: &Envelope, frame_max: usize) -> Result<FieldTable, Reason> {
+    let attributes = event.attributes();
     let bytes: usize = attributes.iter().map(|(_, value)| value.len()).sum();
     if bytes + PROPERTIES_BYTES > frame_max {
         let text = format!(
@@ -78,7 +76,7 @@ fn attributes(envelope: &Envelope, frame_max: usize) -> Result<FieldTable, Reaso
     let mut headers = FieldTable::default();
     for (name, value) in attributes {
         let name = format!("{PREFIX}{name}");
-        headers.insert(name.into(), AMQPValue::LongString(value.into()));
+        headers.insert(name.into(), AMQPValue::LongString(value.into_owned().into()));
     }
     Ok(headers)
 }
@@ -96,8 +94,8 @@ mod tests {
     const EVENT: &str = r#"{"specversion":"1.0","id":"cf3f2bd2-ed1d-5a5c-8c6c-2e1b39ac4e1c","type":"t.v1","source":"/apps/1","subject":"tö.pic","time":"2026-11-22T18:00:00.123Z","datacontenttype":"application/json","dataschema":"urn:topic-bridge:schema:topic-created:v1","partitionkey":"group","data":{"sdk_app_id":1}}"#;
 
     fn stored(traceparent: Option<&str>) -> Stored {
-        let (event, traceparent) = (EVENT.into(), traceparent.map(str::to_owned));
-        Stored { position: 1, accepted_at: 1_700_000_000_999, event, traceparent }
+        let traceparent = traceparent.map(str::to_owned);
+        Stored { traceparent, ..Stored::of(1, 1_700_000_000_999, EVENT) }
     }
 
     fn header(message: &Message, name: &str) -> Option<String> {
@@ -110,13 +108,12 @@ mod tests {
     #[test]
     fn a_message_says_what_it_is_in_both_encodings() {
         let stored = stored(None);
-        let envelope = Envelope::open(&stored.event).unwrap();
         let key = Template::parse("topic.{topic_id}").unwrap();
         for (encoding, content_type) in [
             (Encoding::Structured, "application/cloudevents+json; charset=UTF-8"),
             (Encoding::Binary, "application/json"),
         ] {
-            let message = Message::new(&stored, &envelope, encoding, &key, 131_072).unwrap();
+            let message = Message::new(&stored, encoding, &key, 131_072).unwrap();
             let properties = &message.properties;
             assert_eq!(*properties.delivery_mode(), Some(2));
             assert_eq!(
@@ -132,9 +129,9 @@ mod tests {
             assert_eq!(header(&message, "traceparent").unwrap(), own);
             let count = properties.headers().as_ref().unwrap().inner().len();
             if encoding == Encoding::Structured {
-                assert_eq!((message.body, count), (EVENT.as_bytes(), 1));
+                assert_eq!((&*message.body, count), (EVENT, 1));
             } else {
-                assert_eq!((message.body, count), (&br#"{"sdk_app_id":1}"#[..], 9));
+                assert_eq!((&*message.body, count), (r#"{"sdk_app_id":1}"#, 9));
                 assert_eq!(header(&message, "cloudEvents_subject").unwrap(), "tö.pic");
                 assert_eq!(header(&message, "cloudEvents_specversion").unwrap(), "1.0");
             }
@@ -145,21 +142,19 @@ mod tests {
     fn the_trace_that_the_callback_brought_goes_along() {
         let brought = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
         let stored = stored(Some(brought));
-        let envelope = Envelope::open(&stored.event).unwrap();
         let key = Template::parse("topic").unwrap();
         let message =
-            Message::new(&stored, &envelope, Encoding::Structured, &key, 131_072).unwrap();
+            Message::new(&stored, Encoding::Structured, &key, 131_072).unwrap();
         assert_eq!(header(&message, "traceparent").unwrap(), brought);
     }
 
     #[test]
     fn what_amqp_has_no_room_for_is_refused() {
-        let stored = stored(None);
-        let mut envelope = Envelope::open(&stored.event).unwrap();
+        let mut stored = stored(None);
         let key = Template::parse("topic.{topic_id}").unwrap();
         let mut check = |topic_id: String, encoding, expected: &str| {
-            envelope.topic_id = topic_id.into();
-            let message = Message::new(&stored, &envelope, encoding, &key, 8192);
+            stored.event.topic_id = topic_id;
+            let message = Message::new(&stored, encoding, &key, 8192);
             let text = message.map_or_else(|reason| reason.text, |_| "fine".into());
             assert!(text.starts_with(expected), "{text}");
         };

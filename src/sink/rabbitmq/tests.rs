@@ -64,7 +64,7 @@ fn event(number: u64, group: &str) -> Stored {
         "time":"2026-11-22T18:00:00.000Z","datacontenttype":"application/json",
         "partitionkey":"{group}","data":{{"sdk_app_id":1}}}}"#
     );
-    Stored { position: number, accepted_at: 1_700_000_000_000, event, traceparent: None }
+    Stored::of(number, 1_700_000_000_000, &event)
 }
 
 fn name(verdict: &Verdict) -> String {

@@ -1,0 +1,171 @@
+//! What one transaction of the writer's holds, and what it did.
+
+use rusqlite::{Transaction, params};
+use tokio::sync::oneshot;
+
+use super::ids::{Ids, Seen};
+use super::row::{OVERHEAD, Stored, insert, inserting};
+use super::settlement::{Change, Settlement};
+use super::{Command, Outcome, Quarantined, Receipt, Record, Refusal, Waiter};
+use crate::event::recreated_id;
+
+pub(super) type Answers = Vec<(Waiter, Outcome)>;
+
+/// A batch sorted by what is to be done.
+#[derive(Default)]
+pub(super) struct Batch {
+    pub(super) appends: Vec<(Record, Waiter)>,
+    pub(super) quarantined: Vec<(Quarantined, Waiter)>,
+    pub(super) settlements: Vec<(Settlement, oneshot::Sender<()>)>,
+    pub(super) poison: Option<String>,
+    pub(super) is_checkpointed: bool,
+    pub(super) is_last: bool,
+    #[cfg(test)]
+    pub(super) ticks: Vec<oneshot::Sender<()>>,
+}
+
+impl Batch {
+    pub(super) fn add(&mut self, command: Command) {
+        match command {
+            Command::Append(record, waiter) => self.appends.push((record, waiter)),
+            Command::Quarantine(callback, waiter) => self.quarantined.push((callback, waiter)),
+            Command::Settle(settlement, written) => self.settlements.push((settlement, written)),
+            Command::Poison(reason) => self.poison = Some(reason),
+            Command::Checkpointed => self.is_checkpointed = true,
+            Command::Close => self.is_last = true,
+            #[cfg(test)]
+            Command::Tick(done) => self.ticks.push(done),
+        }
+    }
+
+    /// Whether nobody waits for it to be durable.
+    pub(super) fn is_empty(&self) -> bool {
+        self.appends.is_empty() && self.quarantined.is_empty()
+    }
+
+    pub(super) fn refuse_all(self, refusal: Refusal) -> Answers {
+        self.answer_with(std::iter::repeat(Err(refusal)), std::iter::repeat(Err(refusal)))
+    }
+
+    pub(super) fn answer_with(
+        self,
+        appends: impl IntoIterator<Item = Outcome>,
+        quarantined: impl IntoIterator<Item = Outcome>,
+    ) -> Answers {
+        let appended = self.appends.into_iter().map(|(_, waiter)| waiter).zip(appends);
+        let kept = self.quarantined.into_iter().map(|(_, waiter)| waiter).zip(quarantined);
+        appended.chain(kept).collect()
+    }
+}
+
+/// What a transaction did, to be applied once it is committed.
+#[derive(Default)]
+pub(super) struct Written {
+    pub(super) appends: Vec<Outcome>,
+    pub(super) quarantined: Vec<Outcome>,
+    pub(super) accepted: u64,
+    pub(super) kept: u64,
+    pub(super) bytes: u64,
+    pub(super) settled_through: Option<u64>,
+    pub(super) change: Change,
+    pub(super) trimmed_through: Option<u64>,
+}
+
+/// What may still be written, and the answer when it is used up.
+pub(super) struct Room {
+    pub(super) bytes: u64,
+    pub(super) refusal: Refusal,
+}
+
+impl Room {
+    fn take(&mut self, cost: u64) -> Result<(), Refusal> {
+        self.bytes = self.bytes.checked_sub(cost).ok_or(self.refusal)?;
+        Ok(())
+    }
+}
+
+/// Inserts what is new. `newest` is the position that was given last, `now` the steady clock's time.
+pub(super) fn append(
+    transaction: &Transaction,
+    ids: &mut Ids,
+    batch: &Batch,
+    (newest, now): (u64, u64),
+    room: &mut Room,
+    written: &mut Written,
+) -> rusqlite::Result<()> {
+    if batch.appends.is_empty() {
+        return Ok(());
+    }
+    let mut insertion = inserting(transaction, "events")?;
+    for (record, _) in &batch.appends {
+        let position = newest + written.accepted + 1;
+        let before = match ids.seen(transaction, record.event.id, now, position - 1)? {
+            Seen::InsideWindow => {
+                written.appends.push(Ok(Receipt::Duplicate));
+                continue;
+            }
+            Seen::BeforeWindow(before) => Some(before),
+            Seen::Never => None,
+        };
+        let mut stored = stored(record, position, now);
+        if before.is_some() {
+            stored.event.id = recreated_id(record.event.id, record.accepted_at);
+        }
+        let cost = stored.cost();
+        if let Err(refusal) = room.take(cost) {
+            written.appends.push(Err(refusal));
+            continue;
+        }
+        insert(&mut insertion, &stored)?;
+        ids.remember(transaction, record.event.id, position, now, before)?;
+        written.bytes += cost;
+        written.accepted += 1;
+        written.appends.push(Ok(Receipt::Accepted));
+    }
+    Ok(())
+}
+
+fn stored(record: &Record, position: u64, now: u64) -> Stored {
+    let Record { accepted_at, event, traceparent } = record;
+    Stored {
+        position,
+        steady_at: now,
+        accepted_at: *accepted_at,
+        event: event.clone(),
+        traceparent: traceparent.clone(),
+    }
+}
+
+/// Keeps what could not be understood, up to `places` of them.
+pub(super) fn quarantine(
+    transaction: &Transaction,
+    batch: &Batch,
+    places: u64,
+    room: &mut Room,
+    written: &mut Written,
+) -> rusqlite::Result<()> {
+    for (callback, _) in &batch.quarantined {
+        let cost = callback.body.len() as u64 + OVERHEAD;
+        let outcome = if written.kept >= places {
+            Err(Refusal::QuarantineFull)
+        } else if let Err(refusal) = room.take(cost) {
+            Err(refusal)
+        } else {
+            insert_quarantined(transaction, callback)?;
+            written.bytes += cost;
+            written.kept += 1;
+            Ok(Receipt::Quarantined)
+        };
+        written.quarantined.push(outcome);
+    }
+    Ok(())
+}
+
+fn insert_quarantined(transaction: &Transaction, callback: &Quarantined) -> rusqlite::Result<()> {
+    let sql = "INSERT INTO quarantine
+        (received_at, sdk_app_id, client_ip, client_platform, reason, body) VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
+    let Quarantined { sdk_app_id, client_ip, client_platform, received_at, reason, body } = callback;
+    let app = sdk_app_id.cast_signed();
+    let row = params![received_at, app, client_ip, client_platform, reason, body];
+    transaction.prepare_cached(sql)?.execute(row).map(drop)
+}

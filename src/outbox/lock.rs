@@ -1,0 +1,205 @@
+//! The outbox's file: who may use it, and whether it is still the one that was opened. The lock is on
+//! the file itself, so that a symbolic or a hard link to it leads to the same lock.
+//!
+//! It is `flock`'s, which SQLite does not use. Its descriptor must outlive all of SQLite's connections:
+//! closing any descriptor of a file drops all of the process's POSIX locks on it, and those are SQLite's.
+
+use std::fs::{self, File, Metadata, Permissions, TryLockError};
+use std::io;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use super::OpenError;
+
+/// It holds names and ids of users.
+const MODE: u32 = 0o600;
+
+/// How often a file that was replaced while it was being opened is opened anew.
+const TRIES: usize = 5;
+
+pub(super) struct Lock {
+    file: File,
+    /// Without links in it, as SQLite resolves it.
+    path: PathBuf,
+    /// What stood there once SQLite had opened it.
+    opened: OnceLock<[(PathBuf, Identity); 3]>,
+}
+
+/// What a name stands for, whatever the name.
+type Identity = (u64, u64);
+
+/// Why a path cannot be an outbox's, if it cannot. Also asked of paths from the configuration.
+pub(crate) fn unsuitable(path: &Path) -> Option<String> {
+    let text = path.to_string_lossy();
+    if text == ":memory:" || text.starts_with("file:") {
+        return Some("is no file of its own: name one on a disk that survives the process".into());
+    }
+    let kind = fs::metadata(path).ok()?.file_type();
+    if kind.is_file() {
+        return None;
+    }
+    Some(match kind {
+        kind if kind.is_dir() => "is a directory: name a file in it".into(),
+        kind if kind.is_char_device() || kind.is_block_device() => "is a device, not a file".into(),
+        _ => "is not a regular file".into(),
+    })
+}
+
+/// The name of a file beside the outbox, such as its log.
+pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+impl Lock {
+    /// Creates the file if there is none. Whoever has it open already is named in the error.
+    pub(super) fn acquire(path: &Path) -> Result<Self, OpenError> {
+        if let Some(fault) = unsuitable(path) {
+            return Err(OpenError::unusable(path, format!("it {fault}")));
+        }
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
+            let reason = format!("there is no directory {}", folder.display());
+            return Err(OpenError::unusable(path, reason));
+        }
+        let unusable = |error: io::Error| OpenError::unusable(path, error);
+        for _ in 0..TRIES {
+            let mut options = File::options();
+            let options = options.read(true).write(true).create(true).truncate(false).mode(MODE);
+            let file = options.open(path).map_err(unusable)?;
+            let found = file.metadata().map_err(unusable)?;
+            match file.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => {
+                    return Err(OpenError::InUse { path: path.to_owned(), holder: holder(&found) });
+                }
+                Err(TryLockError::Error(error)) => return Err(unusable(error)),
+            }
+            let real = fs::canonicalize(path).map_err(unusable)?;
+            if identity(&real).map_err(unusable)? == of(&found) {
+                take_over_from_first_release(path)?;
+                let lock = Lock { file, path: real, opened: OnceLock::new() };
+                lock.keep_private().map_err(unusable)?;
+                lock.warn_of_other_names(&found);
+                return Ok(lock);
+            }
+        }
+        Err(OpenError::unusable(path, "it is replaced again and again"))
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Lets others have the outbox. The descriptor stays for as long as a connection may be open.
+    pub(super) fn release(&self) {
+        let _ = self.file.unlock(); // it goes with the descriptor anyway
+    }
+
+    /// SQLite gives its files the mode of the first; older ones may be open to others.
+    fn keep_private(&self) -> io::Result<()> {
+        for suffix in ["", "-wal", "-shm"] {
+            let path = beside(&self.path, suffix);
+            match fs::metadata(&path) {
+                Ok(found) if found.mode() & 0o777 != MODE => {
+                    fs::set_permissions(&path, Permissions::from_mode(MODE))?;
+                }
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn warn_of_other_names(&self, found: &Metadata) {
+        if found.nlink() > 1 {
+            tracing::warn!(
+                path = %self.path.display(), names = found.nlink(),
+                "the outbox has more than one name (hard links): always start the bridge under this one, \
+                 for the log that belongs to the file stands beside the name"
+            );
+        }
+    }
+
+    /// Remembers which files are open now, all three of them.
+    pub(super) fn watch(&self) -> io::Result<()> {
+        let found = |suffix| {
+            let path = beside(&self.path, suffix);
+            identity(&path).map(|identity| (path, identity))
+        };
+        let _ = self.opened.set([found("")?, found("-wal")?, found("-shm")?]);
+        Ok(())
+    }
+
+    /// Fails if what is written from now on would go into a file that nobody finds again.
+    pub(super) fn check(&self) -> Result<(), String> {
+        for (path, opened) in self.opened.get().into_iter().flatten() {
+            match identity(path) {
+                Ok(found) if found == *opened => {}
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(format!("cannot look after {}: {error}", path.display()));
+                }
+                _ => {
+                    let path = path.display();
+                    return Err(format!(
+                        "{path} was deleted, moved or replaced while the bridge was running: put it \
+                         back, with its -wal, and start again"
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Release 0.1.0 locked a file beside the outbox. One that runs still is heeded; the file goes.
+fn take_over_from_first_release(path: &Path) -> Result<(), OpenError> {
+    let old = beside(path, ".lock");
+    let Ok(file) = File::open(&old) else { return Ok(()) };
+    if matches!(file.try_lock(), Err(TryLockError::WouldBlock)) {
+        let holder = fs::read_to_string(&old).unwrap_or_default();
+        let holder = holder.trim().parse::<u32>().map(|pid| format!(" (process {pid})"));
+        let holder = holder.unwrap_or_default();
+        return Err(OpenError::InUse { path: path.to_owned(), holder });
+    }
+    let _ = fs::remove_file(&old); // left alone it does no harm
+    Ok(())
+}
+
+fn identity(path: &Path) -> io::Result<Identity> {
+    fs::metadata(path).map(|found| of(&found))
+}
+
+fn of(found: &Metadata) -> Identity {
+    (found.dev(), found.ino())
+}
+
+/// " (process 4711)" of whoever has locked a file, where the system tells.
+fn holder(found: &Metadata) -> String {
+    let pids = locked_by(found, "FLOCK");
+    pids.first().map(|pid| format!(" (process {pid})")).unwrap_or_default()
+}
+
+/// The processes other than this one that read the outbox.
+pub(super) fn readers(outbox: &Path) -> Vec<u32> {
+    let Ok(found) = fs::metadata(beside(outbox, "-shm")) else { return Vec::new() };
+    locked_by(&found, "POSIX").into_iter().filter(|pid| *pid != std::process::id()).collect()
+}
+
+/// Reads `/proc/locks`, a line of which is `1: FLOCK  ADVISORY  WRITE 4711 fe:00:1234 0 EOF`. It knows
+/// only processes of this container.
+fn locked_by(found: &Metadata, kind: &str) -> Vec<u32> {
+    let locks = fs::read_to_string("/proc/locks").unwrap_or_default();
+    let inode = format!(":{}", found.ino());
+    let pid = |line: &str| {
+        let fields: Vec<_> = line.split_whitespace().collect();
+        let is_it = fields.get(1) == Some(&kind) && fields.get(5)?.ends_with(&inode);
+        is_it.then(|| fields.get(4)?.parse().ok()).flatten()
+    };
+    let mut pids: Vec<u32> = locks.lines().filter_map(pid).filter(|pid| *pid > 0).collect();
+    pids.dedup();
+    pids
+}

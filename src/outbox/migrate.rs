@@ -1,0 +1,120 @@
+//! Brings the file of an earlier release up to date, in one transaction: it is all there afterwards, or
+//! as it was.
+
+use std::path::Path;
+
+use rusqlite::{Connection, Transaction, TransactionBehavior, params};
+
+use super::OpenError;
+use super::row::{COLUMNS, Stored, insert, inserting};
+use super::schema::{APPLICATION, explain, pragma, tables};
+use crate::event::Envelope;
+
+/// `user_version` of the file. A change raises it and adds a step to [`step`].
+pub(super) const VERSION: i64 = 3;
+
+pub(super) fn run(connection: &Connection, path: &Path) -> Result<(), OpenError> {
+    let unusable = |error: rusqlite::Error| OpenError::unusable(path, explain(&error));
+    let found: i64 = pragma(connection, "user_version").map_err(unusable)?;
+    if found > VERSION {
+        return Err(OpenError::TooNew { path: path.to_owned(), found, known: VERSION });
+    }
+    if found == VERSION {
+        return Ok(());
+    }
+    let migrate = || {
+        let transaction =
+            Transaction::new_unchecked(connection, TransactionBehavior::Immediate)?;
+        match found {
+            0 => transaction.execute_batch(&tables())?,
+            _ => (found..VERSION).try_for_each(|version| step(&transaction, version))?,
+        }
+        transaction.pragma_update(None, "application_id", APPLICATION)?;
+        transaction.pragma_update(None, "user_version", VERSION)?;
+        transaction.commit()
+    };
+    migrate().map_err(unusable)?;
+    let path = path.display();
+    match found {
+        0 => tracing::info!(%path, schema_version = VERSION, "created the outbox"),
+        _ => tracing::info!(%path, from = found, to = VERSION, "brought the outbox up to date"),
+    }
+    Ok(())
+}
+
+/// From a version to the next.
+fn step(transaction: &Transaction, from: i64) -> rusqlite::Result<()> {
+    match from {
+        1 => transaction.execute_batch(
+            "ALTER TABLE events ADD COLUMN traceparent TEXT;
+             ALTER TABLE dead_letters ADD COLUMN traceparent TEXT;",
+        ),
+        _ => split_events(transaction),
+    }
+}
+
+/// From 2 to 3: the event's JSON becomes columns with a checksum, the deferred hold copies, and ids
+/// stand for themselves.
+fn split_events(transaction: &Transaction) -> rusqlite::Result<()> {
+    for table in ["events", "deferred", "dead_letters", "ids", "quarantine", "relay"] {
+        transaction.execute_batch(&format!("ALTER TABLE {table} RENAME TO old_{table};"))?;
+    }
+    transaction.execute_batch(&tables())?;
+    let declaration = super::row::DECLARATION;
+    transaction.execute_batch(&format!("CREATE TABLE moved ({declaration});"))?;
+    copy(transaction, "old_events", "events")?;
+    copy(transaction, "old_dead_letters", "moved")?;
+    transaction.execute_batch(&format!(
+        "INSERT INTO deferred SELECT {COLUMNS}, attempts, not_before, reason
+             FROM events JOIN old_deferred USING (position);
+         INSERT OR IGNORE INTO dead_letters SELECT {COLUMNS}, refused_at, reason
+             FROM moved JOIN (SELECT position, refused_at, reason FROM old_dead_letters) USING (position);
+         UPDATE relay SET settled_through = (SELECT settled_through FROM old_relay);
+         INSERT INTO ids SELECT position, first_id, accepted_at FROM (
+             SELECT max(position) AS position, first_id, accepted_at FROM old_ids GROUP BY first_id)
+             ORDER BY position;
+         INSERT INTO quarantine SELECT * FROM old_quarantine;
+         DROP TABLE moved; DROP TABLE old_events; DROP TABLE old_deferred; DROP TABLE old_dead_letters;
+         DROP TABLE old_ids; DROP TABLE old_quarantine; DROP TABLE old_relay; DROP TABLE probe;"
+    ))
+}
+
+/// Copies the events of an old table. One that cannot be read and was not delivered becomes a dead
+/// letter, as it is.
+fn copy(transaction: &Transaction, from: &str, to: &str) -> rusqlite::Result<()> {
+    let sql = format!("SELECT position, accepted_at, event, traceparent FROM {from} ORDER BY position");
+    let mut select = transaction.prepare(&sql)?;
+    let mut rows = select.query([])?;
+    let mut insertion = inserting(transaction, to)?;
+    while let Some(row) = rows.next()? {
+        let (position, accepted_at): (u64, u64) = (row.get(0)?, row.get(1)?);
+        let text = row.get_ref(2)?.as_bytes().unwrap_or_default();
+        let event = std::str::from_utf8(text).ok().and_then(|text| Envelope::open(text).ok());
+        let traceparent = row.get(3).unwrap_or_default();
+        match event {
+            Some(event) => {
+                let steady_at = accepted_at;
+                let stored = Stored { position, steady_at, accepted_at, event, traceparent };
+                insert(&mut insertion, &stored)?;
+            }
+            None => set_aside(transaction, position, accepted_at, text)?,
+        }
+    }
+    Ok(())
+}
+
+fn set_aside(
+    transaction: &Transaction,
+    position: u64,
+    accepted_at: u64,
+    text: &[u8],
+) -> rusqlite::Result<()> {
+    let sql = format!(
+        "INSERT OR IGNORE INTO dead_letters ({COLUMNS}, refused_at, reason)
+         SELECT ?1, ?2, ?2, zeroblob(16), 0, '', '', 0, '', '', NULL, ?3, NULL, -1, ?2,
+             'the stored event is damaged: it could not be read when the outbox was brought up to date'
+         WHERE ?1 > (SELECT settled_through FROM old_relay)
+             OR ?1 IN (SELECT position FROM old_deferred UNION SELECT position FROM old_dead_letters)"
+    );
+    transaction.execute(&sql, params![position, accepted_at, text]).map(drop)
+}

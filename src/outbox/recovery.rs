@@ -1,0 +1,170 @@
+//! What is done to the files before SQLite reads them. After a kill, or after a sync that failed, the
+//! page cache may hold more of the log than the disk does, and SQLite would take it for durable: so
+//! the log is written once more, and synced, before anything in it counts.
+//!
+//! A log that cannot be read to its end is cut there by SQLite, without a word: this says how much.
+
+use std::fs::File;
+use std::io::{self, BufReader, Read};
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+use std::time::SystemTime;
+
+use super::lock::beside;
+
+const CHUNK: usize = 1 << 20;
+
+/// Of SQLite's file format: "The Write-Ahead Log".
+const HEADER: usize = 32;
+const FRAME_HEADER: usize = 24;
+const MAGIC: u32 = 0x377f_0682; // one more: the checksums are big-endian
+
+/// The end of a log that cannot be read.
+#[derive(Debug, PartialEq)]
+pub(super) struct CutOff {
+    pub(super) bytes: u64,
+    /// Transactions that end in there. With none, nothing of it was ever answered OK.
+    pub(super) commits: u64,
+    pub(super) written_at: SystemTime,
+}
+
+/// Syncs file, log and directory entries as they are. What cannot be synced is not believed.
+pub(super) fn make_durable(outbox: &Path) -> io::Result<()> {
+    let log = beside(outbox, "-wal");
+    match File::options().read(true).write(true).open(&log) {
+        Ok(file) => {
+            // Pages of a sync that failed may count as clean: only pages written anew are synced.
+            let (mut buffer, mut at) = (vec![0; CHUNK], 0);
+            loop {
+                let read = file.read_at(&mut buffer, at)?;
+                if read == 0 {
+                    break;
+                }
+                file.write_all_at(&buffer[..read], at)?;
+                at += read as u64;
+            }
+            file.sync_all()?;
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    let folder = outbox.parent().filter(|folder| !folder.as_os_str().is_empty());
+    File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
+}
+
+/// Looks for frames of the log's present round behind the last one that can be read.
+pub(super) fn cut_off(outbox: &Path) -> io::Result<Option<CutOff>> {
+    let file = match File::open(beside(outbox, "-wal")) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let found = file.metadata()?;
+    let (bytes, commits) = unreadable(BufReader::with_capacity(CHUNK, file), found.len())?;
+    let written_at = found.modified()?;
+    Ok((bytes > 0).then_some(CutOff { bytes, commits, written_at }))
+}
+
+/// Bytes and commits of a log that cannot be read; frames of earlier rounds behind its end are none.
+fn unreadable(mut log: impl Read, length: u64) -> io::Result<(u64, u64)> {
+    let mut header = [0; HEADER];
+    if length < (HEADER + FRAME_HEADER) as u64 {
+        return Ok((0, 0));
+    }
+    log.read_exact(&mut header)?;
+    let word = |bytes: &[u8], at: usize| {
+        u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+    };
+    let is_big_endian = word(&header, 0) == MAGIC + 1;
+    let mut sum = checksum((0, 0), &header[..24], is_big_endian);
+    let is_sound = sum == (word(&header, 24), word(&header, 28));
+    let page_size = word(&header, 8) as usize;
+    if word(&header, 0) & !1 != MAGIC || !is_sound || !(512..=65536).contains(&page_size) {
+        return Ok((length - HEADER as u64, 0));
+    }
+    let salts = [word(&header, 16), word(&header, 20)];
+    let mut frame = vec![0; FRAME_HEADER + page_size];
+    let (mut is_readable, mut at, mut end, mut last, mut commits) = (true, HEADER as u64, 0, 0, 0);
+    while log.read_exact(&mut frame).is_ok() {
+        at += frame.len() as u64;
+        let is_of_this_round = [word(&frame, 8), word(&frame, 12)] == salts;
+        if is_readable {
+            sum = checksum(sum, &frame[..8], is_big_endian);
+            sum = checksum(sum, &frame[FRAME_HEADER..], is_big_endian);
+            is_readable = is_of_this_round
+                && word(&frame, 0) != 0
+                && sum == (word(&frame, 16), word(&frame, 20));
+        }
+        if is_readable {
+            end = at;
+        } else if is_of_this_round {
+            last = at;
+            commits += u64::from(word(&frame, 4) != 0);
+        }
+    }
+    let end = end.max(HEADER as u64);
+    Ok((last.saturating_sub(end), commits))
+}
+
+fn checksum((mut a, mut b): (u32, u32), bytes: &[u8], is_big_endian: bool) -> (u32, u32) {
+    for pair in bytes.chunks_exact(8) {
+        let word = |at: usize| {
+            let bytes = [pair[at], pair[at + 1], pair[at + 2], pair[at + 3]];
+            if is_big_endian { u32::from_be_bytes(bytes) } else { u32::from_le_bytes(bytes) }
+        };
+        a = a.wrapping_add(word(0)).wrapping_add(b);
+        b = b.wrapping_add(word(4)).wrapping_add(a);
+    }
+    (a, b)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rusqlite::Connection;
+
+    /// A log of several commits, as SQLite writes it, not checkpointed.
+    fn log() -> Vec<u8> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("outbox.db");
+        let connection = Connection::open(&path).unwrap();
+        connection
+            .execute_batch("PRAGMA journal_mode = WAL; CREATE TABLE t (x); PRAGMA wal_checkpoint(RESTART);")
+            .unwrap();
+        for _ in 0..5 {
+            connection.execute("INSERT INTO t VALUES (randomblob(9000))", []).unwrap();
+        }
+        std::fs::read(beside(&path, "-wal")).unwrap()
+    }
+
+    fn of(log: &[u8]) -> (u64, u64) {
+        unreadable(log, log.len() as u64).unwrap()
+    }
+
+    #[test]
+    fn a_log_that_can_be_read_to_its_end_has_nothing_cut_off() {
+        let log = log();
+        assert_eq!(of(&log), (0, 0));
+        assert_eq!(of(&log[..0]), (0, 0));
+        let frame = FRAME_HEADER + 4096;
+        assert_eq!(of(&log[..log.len() - frame - 100]), (0, 0), "a transaction that never ended");
+    }
+
+    #[test]
+    fn a_damaged_frame_takes_all_behind_it_along() {
+        let mut log = log();
+        let frame = FRAME_HEADER + 4096;
+        let frames = (log.len() - HEADER) / frame;
+        log[HEADER + 4 * frame + 200] ^= 1;
+        let (bytes, commits) = of(&log);
+        assert_eq!(bytes, ((frames - 4) * frame) as u64);
+        assert!((1..=5).contains(&commits), "{commits}");
+    }
+
+    #[test]
+    fn a_damaged_head_takes_the_whole_log_along() {
+        let mut log = log();
+        log[17] ^= 1;
+        assert_eq!(of(&log).0, (log.len() - HEADER) as u64);
+    }
+}

@@ -1,0 +1,179 @@
+//! An event as a row: the same columns in the queue, among the deferred, and among the dead letters.
+//! Each row carries a checksum of its values, so that what a disk has altered is found, not delivered.
+
+use crc32fast::Hasher;
+use rusqlite::types::ValueRef;
+use rusqlite::{CachedStatement, Row, Transaction, params};
+use uuid::Uuid;
+
+use crate::event::Envelope;
+
+/// All of an event but its position, in the order in which [`Stored::read`] expects them.
+pub(super) const COLUMNS: &str = "position, steady_at, accepted_at, id, sdk_app_id, type, source, time, \
+     topic_id, group_id, platform, data, traceparent, checksum";
+
+/// How they are declared.
+pub(super) const DECLARATION: &str = "
+        position    INTEGER PRIMARY KEY,   -- the event's number in the order of acceptance
+        steady_at   INTEGER NOT NULL,      -- when it was accepted, by a clock that nobody sets
+        accepted_at INTEGER NOT NULL,      -- …and by the wall's, as it stands in the event
+        id          BLOB NOT NULL,
+        sdk_app_id  INTEGER NOT NULL,
+        type        TEXT NOT NULL,
+        source      TEXT NOT NULL,
+        time        INTEGER NOT NULL,
+        topic_id    TEXT NOT NULL,
+        group_id    TEXT NOT NULL,
+        platform    TEXT,
+        data        TEXT NOT NULL,         -- the CloudEvent's data, as JSON
+        traceparent TEXT,                  -- as the callback brought it
+        -- CRC-32 of the others
+        checksum    INTEGER NOT NULL";
+
+/// An event in the outbox. Times are in milliseconds since the epoch.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Stored {
+    /// Its number in the order of acceptance.
+    pub(crate) position: u64,
+    pub(crate) steady_at: u64,
+    pub(crate) accepted_at: u64,
+    pub(crate) event: Envelope,
+    /// The W3C trace context that the callback brought.
+    pub(crate) traceparent: Option<String>,
+}
+
+/// A row that is not what was written.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Damaged {
+    pub(crate) position: u64,
+    pub(crate) reason: String,
+}
+
+/// What stands at a position.
+pub(crate) type Slot = Result<Stored, Damaged>;
+
+impl Stored {
+    /// Reads [`COLUMNS`], which begin at the column `first`. An error is one of the file.
+    pub(super) fn read(row: &Row, first: usize) -> rusqlite::Result<Slot> {
+        let position = row.get(first)?;
+        let damaged = |reason: String| Damaged { position, reason };
+        Ok(Self::check(row, first, position).map_err(damaged))
+    }
+
+    fn check(row: &Row, first: usize, position: u64) -> Result<Stored, String> {
+        let value = |at: usize| row.get_ref(first + at).map_err(|error| error.to_string());
+        let number = |at: usize| match value(at)? {
+            ValueRef::Integer(number) => Ok(number.cast_unsigned()),
+            _ => Err(altered("is not a number", at)),
+        };
+        let text = |at: usize| match value(at)? {
+            ValueRef::Text(bytes) => match std::str::from_utf8(bytes) {
+                Ok(text) => Ok(Some(text.to_owned())),
+                Err(_) => Err(altered("is not valid UTF-8", at)),
+            },
+            ValueRef::Null => Ok(None),
+            _ => Err(altered("is not a text", at)),
+        };
+        let needed = |at: usize| text(at)?.ok_or_else(|| altered("is missing", at));
+        let id = match value(3)? {
+            ValueRef::Blob(bytes) => Uuid::from_slice(bytes).ok(),
+            _ => None,
+        };
+        let stored = Stored {
+            position,
+            steady_at: number(1)?,
+            accepted_at: number(2)?,
+            event: Envelope {
+                id: id.ok_or_else(|| altered("is not an id", 3))?,
+                sdk_app_id: number(4)?,
+                event_type: needed(5)?,
+                source: needed(6)?,
+                time: number(7)?,
+                topic_id: needed(8)?,
+                group_id: needed(9)?,
+                platform: text(10)?,
+                data: needed(11)?,
+            },
+            traceparent: text(12)?,
+        };
+        if number(13)? != u64::from(stored.checksum()) {
+            return Err("the stored event is damaged: its checksum does not match, look after the disk".into());
+        }
+        Ok(stored)
+    }
+
+    /// What a structured event is as a row.
+    #[cfg(test)]
+    pub(crate) fn of(position: u64, accepted_at: u64, json: &str) -> Self {
+        let event = Envelope::open(json).unwrap();
+        Stored { position, steady_at: accepted_at, accepted_at, event, traceparent: None }
+    }
+
+    /// Of the values, each with its length, so that no two rows have the same text to be summed.
+    pub(super) fn checksum(&self) -> u32 {
+        let Stored { position, steady_at, accepted_at, event, traceparent } = self;
+        let mut sum = Hasher::new();
+        for number in [*position, *steady_at, *accepted_at, event.sdk_app_id, event.time] {
+            sum.update(&number.to_le_bytes());
+        }
+        sum.update(event.id.as_bytes());
+        let texts = [
+            Some(&event.event_type),
+            Some(&event.source),
+            Some(&event.topic_id),
+            Some(&event.group_id),
+            event.platform.as_ref(),
+            Some(&event.data),
+            traceparent.as_ref(),
+        ];
+        for text in texts {
+            sum.update(&text.map_or(u64::MAX, |text| text.len() as u64).to_le_bytes());
+            sum.update(text.map_or(&[][..], |text| text.as_bytes()));
+        }
+        sum.finalize()
+    }
+
+    /// About so many bytes of the file.
+    pub(super) fn cost(&self) -> u64 {
+        let event = &self.event;
+        let texts = [&event.event_type, &event.source, &event.topic_id, &event.group_id, &event.data];
+        texts.into_iter().map(|text| text.len() as u64).sum::<u64>() + OVERHEAD
+    }
+}
+
+/// What a row costs beside its texts.
+pub(super) const OVERHEAD: u64 = 80;
+
+fn altered(how: &str, at: usize) -> String {
+    let name = COLUMNS.split(", ").nth(at).unwrap_or_default();
+    format!("the stored event is damaged: its {name} {how}, look after the disk")
+}
+
+pub(super) fn inserting<'t>(
+    transaction: &'t Transaction,
+    table: &str,
+) -> rusqlite::Result<CachedStatement<'t>> {
+    transaction.prepare_cached(&format!(
+        "INSERT INTO {table} ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)"
+    ))
+}
+
+pub(super) fn insert(statement: &mut CachedStatement, stored: &Stored) -> rusqlite::Result<usize> {
+    let Stored { position, steady_at, accepted_at, event, traceparent } = stored;
+    statement.execute(params![
+        position.cast_signed(),
+        steady_at.cast_signed(),
+        accepted_at.cast_signed(),
+        event.id.as_bytes(),
+        event.sdk_app_id.cast_signed(),
+        event.event_type,
+        event.source,
+        event.time.cast_signed(),
+        event.topic_id,
+        event.group_id,
+        event.platform,
+        event.data,
+        traceparent,
+        stored.checksum(),
+    ])
+}

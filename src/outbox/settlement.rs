@@ -1,0 +1,108 @@
+//! What became of events: the watermark, and whatever is more than that.
+
+use rusqlite::{Transaction, params};
+
+use super::row::COLUMNS;
+
+/// What became of a batch beyond being delivered in line.
+#[derive(Debug, Default, Clone, PartialEq)]
+pub(crate) struct Settlement {
+    /// Everything up to here is settled, but for `again` and what was deferred before.
+    pub(crate) through: u64,
+    /// At or before `through`.
+    pub(crate) again: Vec<Again>,
+    /// Positions that had been deferred and are delivered now.
+    pub(crate) delivered_at_last: Vec<u64>,
+    /// At or before `through`, or deferred before.
+    pub(crate) refused: Vec<Refused>,
+}
+
+impl Settlement {
+    /// Whether it says no more than that the line was delivered so far.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.again.is_empty() && self.delivered_at_last.is_empty() && self.refused.is_empty()
+    }
+}
+
+/// An event that is to be tried once more.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Again {
+    pub(crate) position: u64,
+    pub(crate) attempts: u32,
+    /// Milliseconds by the steady clock.
+    pub(crate) not_before: u64,
+    pub(crate) reason: String,
+}
+
+/// An event that the sink will never take: it becomes a dead letter.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Refused {
+    pub(crate) position: u64,
+    /// Milliseconds since the epoch.
+    pub(crate) at: u64,
+    pub(crate) reason: String,
+}
+
+/// How a settlement has changed the numbers of rows.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Change {
+    pub(super) deferred: i64,
+    pub(super) dead_letters: i64,
+}
+
+pub(super) fn settle_through(transaction: &Transaction, through: u64) -> rusqlite::Result<()> {
+    let sql = "UPDATE relay SET settled_through = max(settled_through, ?1)";
+    transaction.prepare_cached(sql)?.execute([through]).map(drop)
+}
+
+pub(super) fn apply(transaction: &Transaction, settlement: &Settlement) -> rusqlite::Result<Change> {
+    let mut change = Change::default();
+    for again in &settlement.again {
+        change.deferred += defer(transaction, again)?;
+    }
+    for refused in &settlement.refused {
+        change.dead_letters += bury(transaction, refused)?;
+    }
+    let refused = settlement.refused.iter().map(|refused| &refused.position);
+    for position in settlement.delivered_at_last.iter().chain(refused) {
+        let sql = "DELETE FROM deferred WHERE position = ?1";
+        change.deferred -= rows(transaction.prepare_cached(sql)?.execute([position])?);
+    }
+    settle_through(transaction, settlement.through)?;
+    Ok(change)
+}
+
+/// The first time it takes a copy of the event along: the history may go.
+fn defer(transaction: &Transaction, again: &Again) -> rusqlite::Result<i64> {
+    let Again { position, attempts, not_before, reason } = again;
+    let row = params![position, attempts, not_before, reason];
+    let sql = "UPDATE deferred SET attempts = ?2, not_before = ?3, reason = ?4 WHERE position = ?1";
+    if transaction.prepare_cached(sql)?.execute(row)? > 0 {
+        return Ok(0);
+    }
+    let sql = format!(
+        "INSERT INTO deferred ({COLUMNS}, attempts, not_before, reason)
+         SELECT {COLUMNS}, ?2, ?3, ?4 FROM events WHERE position = ?1"
+    );
+    transaction.prepare_cached(&sql)?.execute(row).map(rows)
+}
+
+/// The row goes over as it stands, be it readable or not.
+fn bury(transaction: &Transaction, refused: &Refused) -> rusqlite::Result<i64> {
+    let Refused { position, at, reason } = refused;
+    for table in ["deferred", "events"] {
+        let sql = format!(
+            "INSERT OR IGNORE INTO dead_letters ({COLUMNS}, refused_at, reason)
+             SELECT {COLUMNS}, ?2, ?3 FROM {table} WHERE position = ?1"
+        );
+        let inserted = transaction.prepare_cached(&sql)?.execute(params![position, at, reason])?;
+        if inserted > 0 {
+            return Ok(rows(inserted));
+        }
+    }
+    Ok(0)
+}
+
+fn rows(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,102 @@
+//! How the sink is doing: the state that `/readyz` and the metrics show, how long it has been so, and what
+//! the log has said of it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+
+use crate::metrics::Metrics;
+use crate::sink::{Kind, Reason};
+
+/// How often the log repeats that the sink takes nothing.
+const REMINDER: Duration = Duration::from_secs(600);
+
+/// Whether the sink takes events, and why not.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum SinkState {
+    /// Not asked yet.
+    Unknown,
+    Up,
+    Away(String, Kind),
+}
+
+pub(super) struct Standing {
+    state: watch::Sender<SinkState>,
+    metrics: Arc<Metrics>,
+    /// Rounds in a row in which it took nothing.
+    pub(super) failures: u32,
+    /// When it last said how it is.
+    heard_at: Option<Instant>,
+    /// What the log said last, and when.
+    said: Option<(Kind, Instant)>,
+}
+
+impl Standing {
+    pub(super) fn new(metrics: Arc<Metrics>, is_up: bool) -> Self {
+        metrics.sink_up.set(i64::from(is_up));
+        let state = watch::Sender::new(if is_up { SinkState::Up } else { SinkState::Unknown });
+        Standing { state, metrics, failures: 0, heard_at: None, said: None }
+    }
+
+    pub(super) fn subscribe(&self) -> watch::Receiver<SinkState> {
+        self.state.subscribe()
+    }
+
+    pub(super) fn is_up(&self) -> bool {
+        *self.state.borrow() == SinkState::Up
+    }
+
+    /// Why it is not up, if it was heard.
+    pub(super) fn kind(&self) -> Option<Kind> {
+        match &*self.state.borrow() {
+            SinkState::Away(_, kind) => Some(*kind),
+            _ => None,
+        }
+    }
+
+    pub(super) fn was_heard_within(&self, time: Duration) -> bool {
+        self.heard_at.is_some_and(|at| at.elapsed() < time)
+    }
+
+    /// It was asked, and nothing has changed.
+    pub(super) fn hear(&mut self) {
+        self.heard_at = Some(Instant::now());
+    }
+
+    pub(super) fn up(&mut self, waiting: u64) {
+        self.heard_at = Some(Instant::now());
+        let attempts = std::mem::take(&mut self.failures);
+        if self.is_up() {
+            return;
+        }
+        if self.kind().is_some() {
+            tracing::info!(attempts, waiting, "the sink takes events again");
+        }
+        self.metrics.sink_up.set(1);
+        self.state.send_replace(SinkState::Up);
+    }
+
+    /// A round in which it took nothing.
+    pub(super) fn fail(&mut self, reason: Reason, waiting: u64) {
+        self.failures = self.failures.saturating_add(1);
+        self.down(reason, waiting);
+    }
+
+    pub(super) fn down(&mut self, reason: Reason, waiting: u64) {
+        self.heard_at = Some(Instant::now());
+        let is_news = self.said.is_none_or(|(kind, at)| kind != reason.kind || at.elapsed() >= REMINDER);
+        if is_news {
+            self.said = Some((reason.kind, Instant::now()));
+            tracing::warn!(
+                kind = reason.kind.name(),
+                reason = reason.text,
+                waiting,
+                "the sink takes no events: callbacks are still taken and kept, delivery goes on by \
+                 itself when the sink is back"
+            );
+        }
+        self.metrics.sink_up.set(0);
+        self.state.send_replace(SinkState::Away(reason.text, reason.kind));
+    }
+}
