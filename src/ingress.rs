@@ -171,8 +171,7 @@ impl Ingress {
         answer_by: Instant,
     ) -> Answer {
         let TopicCreated { id, accepted_at, .. } = *event;
-        let queued =
-            self.outbox.append(Record { accepted_at, event: event.seal(), traceparent });
+        let queued = self.outbox.append(Record { accepted_at, event: event.seal(), traceparent });
         match outcome(queued, answer_by).await {
             // The outbox counts them: it also knows of those whose client has gone.
             Ok(receipt) => {

@@ -262,7 +262,9 @@ impl Relay {
                 // The sink is away: whatever it did not take keeps its place.
                 _ if first_away => settlement.through = settlement.through.min(position - 1),
                 Verdict::Later(reason) => settlement.again.push(self.again(position, 1, reason)),
-                Verdict::Refused(reason) => settlement.refused.push(self.refused(position, reason.text)),
+                Verdict::Refused(reason) => {
+                    settlement.refused.push(self.refused(position, reason.text))
+                }
             }
         }
         let through = settlement.through;
@@ -320,7 +322,7 @@ impl Relay {
 
     /// The sink works. Where it did not, what was deferred meanwhile goes first.
     fn works(&mut self) -> Round {
-        if !self.standing.is_up() && self.outbox.deferred() > 0 {
+        if self.standing.kind().is_some() && self.outbox.deferred() > 0 {
             self.release_after = self.release_after.or(Some(0));
         }
         self.gives_back = false;
@@ -398,7 +400,6 @@ impl Relay {
         let full = self.config.retry_min.saturating_mul(1 << doublings).min(self.config.retry_max);
         full.mul_f64(0.5 + fastrand::f64() / 2.0)
     }
-
 }
 
 /// The reason, if every event is to be tried later for the same one.

@@ -222,7 +222,7 @@ fn find(reader: &Reader, which: &str, quarantined: bool) -> anyhow::Result<Kept>
     let number = which.parse::<u64>();
     if quarantined {
         let number =
-            number.with_context(|| format!("{which:?} is not the number of a quarantined callback"))?;
+            number.with_context(|| format!("{which:?} is no number of a quarantined callback"))?;
         let found = reader.run_here(|reading| reading.quarantined(number))?;
         return found.with_context(|| format!("there is no quarantined callback {number}"));
     }

@@ -164,7 +164,8 @@ pub(super) fn quarantine(
 fn insert_quarantined(transaction: &Transaction, callback: &Quarantined) -> rusqlite::Result<()> {
     let sql = "INSERT INTO quarantine
         (received_at, sdk_app_id, client_ip, client_platform, reason, body) VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
-    let Quarantined { sdk_app_id, client_ip, client_platform, received_at, reason, body } = callback;
+    let Quarantined { sdk_app_id, client_ip, client_platform, received_at, reason, body } =
+        callback;
     let app = sdk_app_id.cast_signed();
     let row = params![received_at, app, client_ip, client_platform, reason, body];
     transaction.prepare_cached(sql)?.execute(row).map(drop)

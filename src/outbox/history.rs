@@ -55,7 +55,8 @@ impl History {
     /// Moves past the events that are older than the history's time. A time from the future is of a run
     /// whose clock was wrong: it counts by its distance, too, else it would hold up all behind it.
     pub(super) fn expire(&mut self, connection: &Connection, now: u64) -> rusqlite::Result<()> {
-        let sql = "SELECT position, steady_at FROM events WHERE position > ?1 ORDER BY position LIMIT ?2";
+        let sql =
+            "SELECT position, steady_at FROM events WHERE position > ?1 ORDER BY position LIMIT ?2";
         let mut statement = connection.prepare_cached(sql)?;
         let mut rows = statement.query([self.expired.max(self.oldest - 1), EXPIRE_AT_ONCE])?;
         while let Some(row) = rows.next()? {

@@ -55,11 +55,13 @@ impl Ids {
     }
 
     pub(super) fn load(&mut self, connection: &Connection) -> rusqlite::Result<()> {
-        let mut statement = connection.prepare("SELECT position, first_id FROM ids ORDER BY position")?;
+        let mut statement =
+            connection.prepare("SELECT position, first_id FROM ids ORDER BY position")?;
         let mut rows = statement.query([])?;
         while let Some(row) = rows.next()? {
             // An id of another length is damaged, and can match nothing.
-            let Ok(first_id) = Uuid::from_slice(row.get_ref(1)?.as_bytes().unwrap_or_default()) else {
+            let Ok(first_id) = Uuid::from_slice(row.get_ref(1)?.as_bytes().unwrap_or_default())
+            else {
                 continue;
             };
             self.add(entry(first_id, row.get(0)?));

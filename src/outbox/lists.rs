@@ -134,8 +134,7 @@ fn dead_letters(filter: &str) -> String {
     format!("SELECT {COLUMNS}, 'dead' AS state, reason FROM dead_letters WHERE {filter}")
 }
 
-const QUARANTINE: &str =
-    "SELECT number, received_at, reason, sdk_app_id, body FROM quarantine";
+const QUARANTINE: &str = "SELECT number, received_at, reason, sdk_app_id, body FROM quarantine";
 
 fn kept(row: &Row) -> rusqlite::Result<Kept> {
     let state = match row.get_ref("state")?.as_str()? {

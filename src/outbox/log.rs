@@ -47,10 +47,11 @@ pub(super) fn run_checkpoints(
     }
     let watched = Watched(writer);
     while due.recv().is_ok() {
-        let done = match checkpoint(connection, "PASSIVE").map_err(|e| StorageError::of(&e, reserve)) {
-            Ok(_) | Err(StorageError::Refused(_)) => Command::Checkpointed, // else the next one tries again
-            Err(StorageError::Broken(reason)) => Command::Poison(reason),
-        };
+        let done =
+            match checkpoint(connection, "PASSIVE").map_err(|e| StorageError::of(&e, reserve)) {
+                Ok(_) | Err(StorageError::Refused(_)) => Command::Checkpointed, // else the next one tries again
+                Err(StorageError::Broken(reason)) => Command::Poison(reason),
+            };
         if watched.0.send(done).is_err() {
             return;
         }
@@ -75,7 +76,11 @@ impl Log {
     }
 
     /// Looks how long it is, and has it copied if it is time.
-    pub(super) fn look_after(&mut self, connection: &Connection, path: &Path) -> rusqlite::Result<()> {
+    pub(super) fn look_after(
+        &mut self,
+        connection: &Connection,
+        path: &Path,
+    ) -> rusqlite::Result<()> {
         self.measure(connection)?;
         let is_far_behind = self.behind >= FAR_BEHIND * self.checkpoint_pages;
         if is_far_behind && !self.is_held {

@@ -23,8 +23,7 @@ pub(super) fn run(connection: &Connection, path: &Path) -> Result<(), OpenError>
         return Ok(());
     }
     let migrate = || {
-        let transaction =
-            Transaction::new_unchecked(connection, TransactionBehavior::Immediate)?;
+        let transaction = Transaction::new_unchecked(connection, TransactionBehavior::Immediate)?;
         match found {
             0 => transaction.execute_batch(&tables())?,
             _ => (found..VERSION).try_for_each(|version| step(&transaction, version))?,
@@ -82,7 +81,8 @@ fn split_events(transaction: &Transaction) -> rusqlite::Result<()> {
 /// Copies the events of an old table. One that cannot be read and was not delivered becomes a dead
 /// letter, as it is.
 fn copy(transaction: &Transaction, from: &str, to: &str) -> rusqlite::Result<()> {
-    let sql = format!("SELECT position, accepted_at, event, traceparent FROM {from} ORDER BY position");
+    let sql =
+        format!("SELECT position, accepted_at, event, traceparent FROM {from} ORDER BY position");
     let mut select = transaction.prepare(&sql)?;
     let mut rows = select.query([])?;
     let mut insertion = inserting(transaction, to)?;

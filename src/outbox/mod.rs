@@ -60,11 +60,11 @@ use crate::time::Clock;
 
 pub(crate) use health::Health;
 pub(crate) use lists::{Kept, List, Status};
+use lock::Lock;
 pub(crate) use lock::unsuitable;
 pub(crate) use reader::{Deferred, Reader};
 pub(crate) use row::{Damaged, Slot, Stored};
 pub(crate) use settlement::{Again, Refused, Settlement};
-use lock::Lock;
 
 /// Why the outbox cannot be read, and what helps.
 #[derive(Debug, thiserror::Error)]
@@ -283,7 +283,9 @@ impl Outbox {
             Health::Taking => {}
         }
         let taken = self.shared.slow_commit(self.clock.steady())?;
-        Some(format!("a commit has taken {taken:?}, callbacks are answered 503: is the disk overloaded?"))
+        Some(format!(
+            "a commit has taken {taken:?}, callbacks are answered 503: is the disk overloaded?"
+        ))
     }
 
     /// The clock by which the outbox compares times.

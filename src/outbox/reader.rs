@@ -72,9 +72,8 @@ pub(crate) struct Reading<'c> {
 impl Reading<'_> {
     /// At most `limit` events after a position, in order.
     pub(crate) fn after(&self, position: u64, limit: usize) -> rusqlite::Result<Vec<Slot>> {
-        let sql = format!(
-            "SELECT {COLUMNS} FROM events WHERE position > ?1 ORDER BY position LIMIT ?2"
-        );
+        let sql =
+            format!("SELECT {COLUMNS} FROM events WHERE position > ?1 ORDER BY position LIMIT ?2");
         let mut statement = self.connection.prepare_cached(&sql)?;
         let mut rows = statement.query(params![position, limit])?;
         let (mut slots, mut bytes) = (Vec::new(), 0);

@@ -129,7 +129,9 @@ mod tests {
         let path = folder.path().join("outbox.db");
         let connection = Connection::open(&path).unwrap();
         connection
-            .execute_batch("PRAGMA journal_mode = WAL; CREATE TABLE t (x); PRAGMA wal_checkpoint(RESTART);")
+            .execute_batch(
+                "PRAGMA journal_mode = WAL; CREATE TABLE t (x); PRAGMA wal_checkpoint(RESTART);",
+            )
             .unwrap();
         for _ in 0..5 {
             connection.execute("INSERT INTO t VALUES (randomblob(9000))", []).unwrap();

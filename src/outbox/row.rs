@@ -97,7 +97,10 @@ impl Stored {
             traceparent: text(12)?,
         };
         if number(13)? != u64::from(stored.checksum()) {
-            return Err("the stored event is damaged: its checksum does not match, look after the disk".into());
+            return Err(
+                "the stored event is damaged: its checksum does not match, look after the disk"
+                    .into(),
+            );
         }
         Ok(stored)
     }
@@ -136,7 +139,8 @@ impl Stored {
     /// About so many bytes of the file.
     pub(super) fn cost(&self) -> u64 {
         let event = &self.event;
-        let texts = [&event.event_type, &event.source, &event.topic_id, &event.group_id, &event.data];
+        let texts =
+            [&event.event_type, &event.source, &event.topic_id, &event.group_id, &event.data];
         texts.into_iter().map(|text| text.len() as u64).sum::<u64>() + OVERHEAD
     }
 }

@@ -136,7 +136,7 @@ pub(super) fn open_for_reading(path: &Path) -> Result<Connection, OpenError> {
     let application: i64 = pragma(&connection, "application_id").map_err(unusable)?;
     let found: i64 = pragma(&connection, "user_version").map_err(unusable)?;
     if application != APPLICATION {
-        return Err(OpenError::unusable(path, "it is not an outbox of topic-bridge"));
+        return Err(OpenError::unusable(path, "it is no outbox of topic-bridge"));
     }
     if found < VERSION {
         let reason = "an older release wrote it: start the bridge on it once";
@@ -180,7 +180,7 @@ pub(super) fn explain(error: &rusqlite::Error) -> String {
     use rusqlite::ErrorCode::{CannotOpen, DatabaseCorrupt, DiskFull, NotADatabase, ReadOnly};
     let hint = match error.sqlite_error_code() {
         Some(CannotOpen | ReadOnly) => ": may this user write the file and its directory?",
-        Some(NotADatabase) => ": it is not an SQLite file; name another outbox.path",
+        Some(NotADatabase) => ": it is no SQLite file; name another outbox.path",
         Some(DatabaseCorrupt) => {
             ": part of the file was overwritten; look after the disk, then stop the bridge, save what can \
              be read with `sqlite3 OUTBOX .recover | sqlite3 NEW`, and start on NEW as outbox.path"

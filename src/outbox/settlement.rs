@@ -55,7 +55,10 @@ pub(super) fn settle_through(transaction: &Transaction, through: u64) -> rusqlit
     transaction.prepare_cached(sql)?.execute([through]).map(drop)
 }
 
-pub(super) fn apply(transaction: &Transaction, settlement: &Settlement) -> rusqlite::Result<Change> {
+pub(super) fn apply(
+    transaction: &Transaction,
+    settlement: &Settlement,
+) -> rusqlite::Result<Change> {
     let mut change = Change::default();
     for again in &settlement.again {
         change.deferred += defer(transaction, again)?;

@@ -31,8 +31,10 @@ pub(super) fn start(
     schema::check_library(rusqlite::version_number()).map_err(unusable)?;
     let lock = Arc::new(Lock::acquire(&config.path)?);
     let path = lock.path();
-    let cut_off = cut_off(path).map_err(|error| unusable(format!("cannot read its log: {error}")))?;
-    make_durable(path).map_err(|error| unusable(format!("cannot sync what was recovered: {error}")))?;
+    let cut_off =
+        cut_off(path).map_err(|error| unusable(format!("cannot read its log: {error}")))?;
+    make_durable(path)
+        .map_err(|error| unusable(format!("cannot sync what was recovered: {error}")))?;
     let reserve = Reserve::of(path);
     let connection = schema::open_for_writing(path)?;
     let checkpoints = schema::open_for_checkpoints(path)?;

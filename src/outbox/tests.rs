@@ -165,7 +165,8 @@ async fn quarantine_keeps_bytes_and_has_a_bound() {
         "good ones are still taken"
     );
     assert_eq!(*outbox.health().borrow(), Health::Taking);
-    let misfit = outbox.reader().unwrap().run_here(|reading| reading.quarantined(1)).unwrap().unwrap();
+    let misfit =
+        outbox.reader().unwrap().run_here(|reading| reading.quarantined(1)).unwrap().unwrap();
     assert_eq!((misfit.content, misfit.reason.as_deref()), (b"\xff".to_vec(), Some("r")));
     close(workers).await;
 }

@@ -47,7 +47,9 @@ impl Writer {
     /// once a load balancer has believed `/readyz`.
     fn probe(&mut self) -> rusqlite::Result<()> {
         match self.condition.refusal() {
-            None if self.shared.slow_commit(self.clock.steady()).is_some() => self.write_nothing()?,
+            None if self.shared.slow_commit(self.clock.steady()).is_some() => {
+                self.write_nothing()?
+            }
             None => history::give_space_back(&self.connection)?,
             Some(Refusal::Full) => {
                 let used = self.shared.bytes.load(Relaxed);

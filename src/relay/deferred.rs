@@ -44,8 +44,12 @@ impl Relay {
     pub(super) async fn retry(&mut self, due: Vec<Deferred>) -> anyhow::Result<Round> {
         let (attempts, slots): (Vec<_>, Vec<_>) =
             due.into_iter().map(|deferred| (deferred.attempts, deferred.slot)).unzip();
-        let attempts: Vec<_> =
-            attempts.into_iter().zip(&slots).filter(|(_, slot)| slot.is_ok()).map(|(n, _)| n).collect();
+        let attempts: Vec<_> = attempts
+            .into_iter()
+            .zip(&slots)
+            .filter(|(_, slot)| slot.is_ok())
+            .map(|(n, _)| n)
+            .collect();
         let (events, damaged) = self.split(slots);
         let verdicts = self.deliver(&events).await;
         let alike = all_alike(&verdicts);
@@ -56,7 +60,9 @@ impl Relay {
             let position = event.position;
             match verdict {
                 Verdict::Delivered => settlement.delivered_at_last.push(position),
-                Verdict::Refused(reason) => settlement.refused.push(self.refused(position, reason.text)),
+                Verdict::Refused(reason) => {
+                    settlement.refused.push(self.refused(position, reason.text))
+                }
                 Verdict::Later(reason) => {
                     settlement.again.push(self.again(position, attempts.saturating_add(1), reason));
                 }

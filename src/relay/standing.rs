@@ -85,7 +85,8 @@ impl Standing {
 
     pub(super) fn down(&mut self, reason: Reason, waiting: u64) {
         self.heard_at = Some(Instant::now());
-        let is_news = self.said.is_none_or(|(kind, at)| kind != reason.kind || at.elapsed() >= REMINDER);
+        let is_news =
+            self.said.is_none_or(|(kind, at)| kind != reason.kind || at.elapsed() >= REMINDER);
         if is_news {
             self.said = Some((reason.kind, Instant::now()));
             tracing::warn!(

@@ -251,7 +251,8 @@ impl Kafka {
                 ),
             )),
             Err(Failure::Failed(code)) if verdict::is_final(code) => {
-                let size = format!("{}, {} bytes", in_words(code), event.event.body(self.encoding).len());
+                let size =
+                    format!("{}, {} bytes", in_words(code), event.event.body(self.encoding).len());
                 Verdict::Refused(reason(code, Some(&size)))
             }
             Err(Failure::Failed(code)) => {

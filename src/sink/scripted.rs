@@ -13,6 +13,8 @@ pub(crate) type Journal = Arc<Mutex<Vec<Vec<(u64, Verdict)>>>>;
 pub(crate) struct Scripted {
     script: Script,
     journal: Journal,
+    /// How often it leaves the last verdict out.
+    pub(crate) forgets: u32,
 }
 
 impl Scripted {
@@ -21,13 +23,18 @@ impl Scripted {
         script: impl FnMut(u64) -> Verdict + Send + Sync + 'static,
     ) -> (Self, Journal) {
         let journal = Journal::default();
-        (Scripted { script: Box::new(script), journal: journal.clone() }, journal)
+        (Scripted { script: Box::new(script), journal: journal.clone(), forgets: 0 }, journal)
     }
 
     pub(super) fn deliver(&mut self, events: &[Stored]) -> Vec<Verdict> {
-        let verdicts: Vec<_> = events.iter().map(|event| (self.script)(event.position)).collect();
+        let mut verdicts: Vec<_> =
+            events.iter().map(|event| (self.script)(event.position)).collect();
         let positions = events.iter().map(|event| event.position);
         self.journal.lock().unwrap().push(positions.zip(verdicts.clone()).collect());
+        if self.forgets > 0 {
+            self.forgets -= 1;
+            verdicts.pop();
+        }
         verdicts
     }
 }

@@ -443,7 +443,7 @@ fn an_outbox_of_a_newer_release_is_refused_untouched() {
     };
     set_version(99);
     check_untouched(&bridge.outbox(), &["schema version 99", "newer topic-bridge"]);
-    set_version(2);
+    set_version(3);
     assert_eq!(bridge.restart(&[]).events().len(), 1);
 }
 

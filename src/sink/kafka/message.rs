@@ -21,9 +21,7 @@ pub(super) fn headers(event: &Envelope, encoding: Encoding, traceparent: &str) -
     event
         .attributes()
         .into_iter()
-        .fold(headers, |headers, (name, value)| {
-            insert(headers, &format!("{PREFIX}{name}"), &value)
-        })
+        .fold(headers, |headers, (name, value)| insert(headers, &format!("{PREFIX}{name}"), &value))
 }
 
 /// A message as one line of JSON: the whole event, however it is encoded. What is no event of ours

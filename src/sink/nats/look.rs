@@ -99,9 +99,9 @@ async fn clock(context: &Context, config: &config::Nats) -> (Health, String) {
     let asked = since_epoch(SystemTime::now());
     let answer: Result<serde_json::Value, _> = context.request(request, &()).await;
     let answered = since_epoch(SystemTime::now());
-    let stamp = answer.ok().and_then(|answer| {
-        humantime::parse_rfc3339(answer["ts"].as_str()?).ok().map(since_epoch)
-    });
+    let stamp = answer
+        .ok()
+        .and_then(|answer| humantime::parse_rfc3339(answer["ts"].as_str()?).ok().map(since_epoch));
     let Some(stamp) = stamp else {
         return (Health::Good, "not compared: a server before 2.10 tells no time".into());
     };

@@ -214,7 +214,8 @@ mod tests {
             Came::Nothing => None,
         };
         let sent = came.into_iter().zip(ids).enumerate();
-        let sent = sent.map(|(bytes, (came, id))| Sent { id: id.into(), bytes, answer: answer(came) });
+        let sent =
+            sent.map(|(bytes, (came, id))| Sent { id: id.into(), bytes, answer: answer(came) });
         let cut_off = Reason::new(Kind::Timeout, "too late");
         let published = Published { sent: sent.collect(), cut_off };
         assert_eq!(published.is_whole(), is_whole);

@@ -143,8 +143,7 @@ mod tests {
         let brought = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
         let stored = stored(Some(brought));
         let key = Template::parse("topic").unwrap();
-        let message =
-            Message::new(&stored, Encoding::Structured, &key, 131_072).unwrap();
+        let message = Message::new(&stored, Encoding::Structured, &key, 131_072).unwrap();
         assert_eq!(header(&message, "traceparent").unwrap(), brought);
     }
 
