@@ -18,6 +18,7 @@ use crate::metrics::Metrics;
 use crate::outbox::{Outbox, Reader};
 use crate::relay::SinkState;
 use crate::server::Phase;
+use crate::sink::Kind;
 
 /// What the private listener knows.
 pub(crate) struct Admin {
@@ -100,6 +101,10 @@ async fn readyz(State(admin): State<Arc<Admin>>) -> Response {
     let sink = match &*admin.sink.borrow() {
         SinkState::Up => Part::new("ready", None),
         SinkState::Unknown => Part::new("degraded", Some("not asked yet".into())),
+        SinkState::Away(reason, Kind::Unroutable) => {
+            let waiting = admin.outbox.pending();
+            Part::new("degraded", Some(format!("unroutable: {reason}; {waiting} events wait")))
+        }
         SinkState::Away(reason, _) => Part::new("degraded", Some(reason.clone())),
     };
     let sink = sink.with("name", admin.sink_name);

@@ -1,13 +1,17 @@
 //! NATS JetStream. Each event is published with its id as `Nats-Msg-Id`, so that the stream stores a
 //! repeat only once, and counts as delivered when the stream has acknowledged it.
 //!
-//! A connection that is lost is thrown away with whatever its client still holds: left alone, the
-//! client would publish that later, unasked. Nothing is published while there is no connection.
+//! A connection serves once. Left alone its client would connect anew when it is lost, and publish what it
+//! still holds, behind what was sent again meanwhile: so it is not let in a second time, and ends. Nothing
+//! is published while there is no connection.
 
+mod identity;
 mod look;
 mod stream;
 
 use std::error::Error as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_nats::connection::State;
@@ -16,7 +20,9 @@ use async_nats::jetstream::context::{
     ContextBuilder, PublishAckFuture, PublishError, PublishErrorKind,
 };
 use async_nats::jetstream::{self, Context, ErrorCode};
-use async_nats::{ConnectError, ConnectErrorKind, ConnectOptions, Event, HeaderMap, ServerError};
+use async_nats::{
+    AuthError, ConnectError, ConnectErrorKind, ConnectOptions, Event, HeaderMap, ServerError,
+};
 use bytes::Bytes;
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use tokio::sync::watch;
@@ -26,6 +32,7 @@ use super::{Kind, Reason, Verdict};
 use crate::config::{self, Config};
 use crate::event::{DATA_CONTENT_TYPE, Encoding, Envelope};
 use crate::outbox::Stored;
+use identity::Identity;
 pub(super) use look::{examine, tail};
 
 /// A dead connection is noticed after two of these without an answer.
@@ -137,10 +144,14 @@ impl Nats {
         }
         let link = match &mut self.link {
             Some(link) => link,
-            none => none.insert(connect(&self.config).await?),
+            none => none.insert(connect(&self.config, self.confirm_timeout).await?),
         };
         if !link.is_stream_checked {
-            let checked = stream::ensure(&link.context, &self.config).await;
+            let checking = stream::ensure(&link.context, &self.config);
+            let checked = timeout(PATIENCE, checking).await.unwrap_or_else(|_| {
+                let text = "the server has not told about the stream in time: is it overloaded, or stopped?";
+                Err(Reason::new(Kind::Timeout, text))
+            });
             let state = link.state.borrow().clone();
             let checked = match (checked, state) {
                 (Err(_), LinkState::Forbidden(complaint)) => Err(forbidden(&complaint)),
@@ -331,10 +342,11 @@ fn headers(stored: &Stored, stream: &str, encoding: Encoding) -> HeaderMap {
 /// What CloudEvents' HTTP binding, which NATS follows, has escaped in a header, beside what is not ASCII.
 const ESCAPED: AsciiSet = CONTROLS.add(b' ').add(b'"').add(b'%');
 
-/// Tries each server once.
-async fn connect(config: &config::Nats) -> Result<Link, Reason> {
+/// Tries each server once. Acknowledgements are waited for here, for no longer than `confirm_timeout`.
+async fn connect(config: &config::Nats, confirm_timeout: Duration) -> Result<Link, Reason> {
     let (state_now, state) = watch::channel(LinkState::Up);
-    let options = options(config).await?.event_callback(move |event| {
+    let has_connected = Arc::new(AtomicBool::new(false));
+    let options = options(config, has_connected.clone())?.event_callback(move |event| {
         match event {
             Event::Disconnected | Event::Closed => {
                 state_now.send_replace(LinkState::Lost);
@@ -355,33 +367,36 @@ async fn connect(config: &config::Nats) -> Result<Link, Reason> {
         Ok(Err(error)) => return Err(explain(&error, config)),
         Err(_) => return Err(Reason::new(Kind::Unreachable, unreachable(config, "no answer"))),
     };
-    let context = ContextBuilder::new().timeout(PATIENCE).max_ack_inflight(1 << 16).build(client);
+    has_connected.store(true, Ordering::Relaxed);
+    // The client's own deadline only must not come before ours.
+    let longer = confirm_timeout + PATIENCE;
+    let context = ContextBuilder::new()
+        .timeout(longer)
+        .ack_timeout(longer)
+        .max_ack_inflight(1 << 16)
+        .build(client);
     Ok(Link { context, state, is_stream_checked: false })
 }
 
-async fn options(config: &config::Nats) -> Result<ConnectOptions, Reason> {
-    let unreadable = |text: String| Reason::new(Kind::Credentials, text);
-    let mut options = ConnectOptions::new()
+/// A client that has been connected is not let in again, and gives up after a look at each server.
+fn options(
+    config: &config::Nats,
+    has_connected: Arc<AtomicBool>,
+) -> Result<ConnectOptions, Reason> {
+    let identity = Identity::read(config)?;
+    let mut options = ConnectOptions::with_auth_callback(move |nonce| {
+        let auth = match has_connected.load(Ordering::Relaxed) {
+            false => identity.auth(&nonce),
+            true => Err(AuthError::new("a connection that was lost is not taken up again")),
+        };
+        async { auth }
+    });
+    options = options
         .name("topic-bridge")
         .ping_interval(PING_EVERY)
         .connection_timeout(PATIENCE)
         .request_timeout(Some(PATIENCE))
-        // Once round after a loss; by then the connection is given up here.
         .max_reconnects(config.servers.len());
-    if let Some(path) = &config.credentials {
-        options = options
-            .credentials_file(path)
-            .await
-            .map_err(|error| unreadable(format!("{}: {error}", path.display())))?;
-    }
-    if let Some(token) = &config.token {
-        options = options.token(token.read().map_err(unreadable)?.reveal().to_owned());
-    }
-    if let (Some(username), Some(password)) = (&config.username, &config.password) {
-        let username = username.read().map_err(unreadable)?.reveal().to_owned();
-        let password = password.read().map_err(unreadable)?.reveal().to_owned();
-        options = options.user_and_password(username, password);
-    }
     if let Some(ca) = &config.tls.ca {
         options = options.add_root_certificates(ca.clone());
     }

@@ -13,7 +13,7 @@ mod tail;
 mod tests;
 mod topology;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{bail, ensure};
 use tokio::time::timeout;
@@ -28,6 +28,9 @@ use message::Message;
 pub(super) use examine::examine;
 pub(super) use tail::tail;
 
+/// While events come back unroutable, how often exchange and queue are declared again.
+const DECLARE_EVERY: Duration = Duration::from_secs(1);
+
 pub(crate) struct Rabbitmq {
     config: config::Rabbitmq,
     address: Address,
@@ -37,6 +40,9 @@ pub(crate) struct Rabbitmq {
     /// Taken while it is in use, so that a call that is dropped midway takes it along: nobody knows
     /// what is still on its way then.
     link: Option<Link>,
+    /// Something could not be routed: exchange, queue or binding may be gone.
+    is_topology_doubted: bool,
+    declared_at: Instant,
 }
 
 impl Rabbitmq {
@@ -59,6 +65,8 @@ impl Rabbitmq {
             encoding: config.encoding,
             patience: config.relay.confirm_timeout,
             link: None,
+            is_topology_doubted: false,
+            declared_at: Instant::now(),
         })
     }
 
@@ -92,6 +100,10 @@ impl Rabbitmq {
             self.link = Some(link);
             return Err(blocked);
         }
+        if self.is_topology_doubted && self.declared_at.elapsed() >= DECLARE_EVERY {
+            self.declared_at = Instant::now();
+            link = self.declared(link).await?;
+        }
         let (routing_key, frame_max) = (&self.config.routing_key, link.frame_max());
         let mut messages = Vec::with_capacity(events.len());
         let mut unfit = Vec::new();
@@ -104,6 +116,8 @@ impl Rabbitmq {
 
         let published = link.publish(&self.config.exchange, messages, self.patience).await;
         let mut verdicts = published.judge(&self.config.exchange);
+        self.is_topology_doubted =
+            verdicts.iter().any(|verdict| matches!(verdict, Verdict::Later(_)));
         if published.is_whole() {
             self.link = Some(link);
         } else if link.alarm.check().is_some() {

@@ -27,7 +27,7 @@ const MAX_SKEW_MILLISECONDS: u64 = 2000;
 pub(in super::super) async fn examine(config: &Config) -> Vec<Finding> {
     let mut findings = Vec::new();
     let mut add = |point, verdict, text: String| findings.push(Finding { point, verdict, text });
-    let link = match connect(&config.nats).await {
+    let link = match connect(&config.nats, config.relay.confirm_timeout).await {
         Ok(link) => link,
         Err(Reason { kind: Kind::Credentials, text }) => {
             add("connection", Health::Good, "the server answers".into());
@@ -120,7 +120,9 @@ pub(in super::super) async fn tail(
     from_start: bool,
     lines: mpsc::Sender<String>,
 ) -> anyhow::Result<()> {
-    let link = connect(&config.nats).await.map_err(|reason| anyhow!(reason.text))?;
+    let link = connect(&config.nats, config.relay.confirm_timeout)
+        .await
+        .map_err(|reason| anyhow!(reason.text))?;
     let stream = link.context.get_stream(&config.nats.stream).await;
     let stream = stream.with_context(|| format!("the stream {}", config.nats.stream))?;
     let deliver_policy = if from_start { DeliverPolicy::All } else { DeliverPolicy::New };

@@ -24,7 +24,15 @@ async fn sink(name: &str) -> Rabbitmq {
     };
     let address = Address::new(&config).unwrap();
     let (encoding, patience) = (Encoding::Structured, Duration::from_secs(5));
-    let mut sink = Rabbitmq { config, address, encoding, patience, link: None };
+    let mut sink = Rabbitmq {
+        config,
+        address,
+        encoding,
+        patience,
+        link: None,
+        is_topology_doubted: false,
+        declared_at: Instant::now(),
+    };
     sink.ready().await.unwrap();
     sink
 }
