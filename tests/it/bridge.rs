@@ -103,6 +103,14 @@ pub(crate) struct Bridge {
 
 impl Bridge {
     pub(crate) fn start(settings: &[(&str, &str)]) -> Self {
+        Self::start_with(settings, |_| {})
+    }
+
+    /// The same with a last word on the command: an environment, say.
+    pub(crate) fn start_with(
+        settings: &[(&str, &str)],
+        prepare: impl FnOnce(&mut Command),
+    ) -> Self {
         let home = Arc::new(tempfile::tempdir().unwrap());
         let outbox = home.path().join("outbox.db");
         let defaults = [
@@ -114,17 +122,6 @@ impl Bridge {
         ];
         let owned = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
         let settings = defaults.iter().chain(settings).map(owned).collect();
-        Self::launch(settings, home, |_| {})
-    }
-
-    /// The same with a last word on the command: an environment, say.
-    pub(crate) fn start_with(
-        settings: &[(&str, &str)],
-        prepare: impl FnOnce(&mut Command),
-    ) -> Self {
-        let stopped = Self::start(settings);
-        let (settings, home) = (stopped.settings.clone(), stopped.home.clone());
-        stopped.kill();
         Self::launch(settings, home, prepare)
     }
 
@@ -155,10 +152,18 @@ impl Bridge {
 
     /// Starts again, on the same outbox, after the end of this one.
     pub(crate) fn restart(self, changed: &[(&str, &str)]) -> Self {
+        self.restart_with(changed, |_| {})
+    }
+
+    pub(crate) fn restart_with(
+        self,
+        changed: &[(&str, &str)],
+        prepare: impl FnOnce(&mut Command),
+    ) -> Self {
         let (mut settings, home) = (self.settings.clone(), self.home.clone());
         self.kill();
         settings.extend(changed.iter().map(|(key, value)| ((*key).into(), (*value).into())));
-        Self::launch(settings, home, |_| {})
+        Self::launch(settings, home, prepare)
     }
 
     /// Another subcommand with the configuration of this bridge.
@@ -194,6 +199,12 @@ impl Bridge {
     pub(crate) fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
+    }
+
+    /// Stops it in order.
+    pub(crate) fn stop(&mut self) {
+        self.signal("TERM");
+        assert_eq!(self.ended().code(), Some(0), "{}", self.log());
     }
 
     /// Waits for its end, and that of its log.

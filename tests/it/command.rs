@@ -12,6 +12,7 @@ use crate::bridge::{
     APP, APPS, Bridge, Ended, SAMPLE, TOKEN, body, eventually, now, program, run, signed_by,
 };
 use crate::http;
+use crate::outbox_file::serve_on;
 
 const CONFIGURATION: Option<i32> = Some(78);
 
@@ -358,18 +359,6 @@ fn usage_errors_end_with_2() {
     assert_eq!(topic_bridge(&["--version"]).code, Some(0));
     let help = topic_bridge(&["--help"]);
     assert!(help.stdout.contains("78 configuration"), "{}", help.stdout);
-}
-
-/// The program on an outbox of its own choice, for as long as that goes.
-fn serve_on(outbox: &Path) -> Command {
-    let mut command = program();
-    for setting in ["ingress.listen=127.0.0.1:0", "admin.listen=127.0.0.1:0"] {
-        command.args(["--set", setting]);
-    }
-    let apps = format!("apps={APPS}");
-    let path = format!("outbox.path={}", outbox.display());
-    command.args(["--set", &apps, "--set", &path]);
-    command
 }
 
 #[test]

@@ -10,6 +10,8 @@
 mod bridge;
 mod broker;
 mod http;
+mod outbox_file;
+mod preload;
 
 mod broker_tls;
 mod brokers;
@@ -18,6 +20,7 @@ mod consumers;
 mod crash;
 mod disk;
 mod kafka;
+mod migration;
 mod nats;
 mod platform;
 mod rabbitmq;

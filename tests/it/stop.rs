@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use crate::bridge::{Bridge, TOKEN, TOPIC_CREATED, body, eventually, program, signed};
 use crate::http::{Connection, head};
+use crate::preload::faulty_disk;
 
 /// SIGTERM in the middle of a load over many kept-alive connections: each request that was sent is
 /// answered, and what was answered OK is in the stream.
@@ -102,24 +103,12 @@ fn a_second_signal_ends_it_at_once() {
     assert_eq!(bridge.ended().code(), Some(1));
 }
 
-/// The library that makes the next sync fail, once the file that it is told of exists.
-fn failing_disk(bridge_home: &std::path::Path) -> std::path::PathBuf {
-    let library = bridge_home.join("failing_sync.so");
-    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/failing_sync.c");
-    let built = Command::new("cc")
-        .args(["-shared", "-fPIC", "-o", library.to_str().unwrap(), source, "-ldl"])
-        .status()
-        .unwrap();
-    assert!(built.success());
-    library
-}
-
 /// After a failed sync the page may be gone although the next sync says OK (so PostgreSQL learned in
 /// 2018): nothing is acknowledged any more, and the process ends with the reason.
 #[test]
 fn after_a_failed_sync_nothing_is_acknowledged_and_the_process_ends() {
     let folder = tempfile::tempdir().unwrap();
-    let library = failing_disk(folder.path());
+    let library = faulty_disk(folder.path());
     let trigger = folder.path().join("fail");
     let mut bridge = Bridge::start_with(&[], |command| {
         command.env("LD_PRELOAD", &library).env("FAIL_SYNC_IF_EXISTS", &trigger);
