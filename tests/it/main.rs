@@ -11,6 +11,7 @@ mod bridge;
 mod broker;
 mod http;
 mod outbox_file;
+mod power_cut;
 mod preload;
 
 mod broker_tls;

@@ -18,6 +18,11 @@ pub(crate) fn faulty_disk(folder: &Path) -> PathBuf {
     build(folder, "faulty_disk")
 }
 
+/// What writes down all that is done to a file and those beside it.
+pub(crate) fn recorder(folder: &Path) -> PathBuf {
+    build(folder, "recorder")
+}
+
 /// A clock that can be set for one process alone.
 pub(crate) struct Clock(PathBuf);
 
