@@ -8,6 +8,9 @@ use super::{ASK_EVERY, PATIENCE, Relay, Round, all_alike, milliseconds, position
 use crate::outbox::{Deferred, Settlement};
 use crate::sink::{Reason, Verdict};
 
+/// While something else was delivered within this time, deferred events that fail say nothing of the sink.
+const QUIET: Duration = Duration::from_secs(60);
+
 const UNREADABLE: &str = "cannot read the deferred events";
 
 impl Relay {
@@ -85,7 +88,7 @@ impl Relay {
 
     /// The deferred fail as ever. If nothing else was delivered for a while, the sink is not up.
     fn give_up_for_now(&mut self, reason: Reason) -> Round {
-        let is_quiet = self.delivered_at.is_none_or(|at| at.elapsed() >= self.config.retry_max);
+        let is_quiet = self.delivered_at.is_none_or(|at| at.elapsed() >= QUIET);
         if is_quiet {
             self.gives_back = true;
             self.standing.down(reason, self.outbox.pending());
