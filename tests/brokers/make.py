@@ -3,7 +3,8 @@
   make.py kafka ADDRESS TOPIC '{"min.insync.replicas": "2", "replicas": 2}'
                                           a topic with this configuration, or changed to it
   make.py rabbitmq URL NAME '{"queue": {"x-max-length": 5}, "binding": "a.*"}'
-                                          an exchange and a quorum queue of this name, bound; "delete": true removes both
+                                          an exchange and a quorum queue of this name, bound; "delete": true removes both,
+                                          "delete": "queue" the queue alone
   make.py nats URL STREAM '{"subjects": ["a.*"], "max_msgs": 5}'   a stream, or changed to it; {"delete": true} removes it
 """
 
@@ -34,7 +35,8 @@ def rabbitmq(url, name, wanted):
     channel = connection.channel()
     if wanted.get("delete"):
         channel.queue_delete(name)
-        channel.exchange_delete(name)
+        if wanted["delete"] != "queue":
+            channel.exchange_delete(name)
     else:
         channel.exchange_declare(name, "topic", durable=True)
         channel.queue_declare(name, durable=True, arguments={"x-queue-type": "quorum", **wanted.get("queue", {})})
