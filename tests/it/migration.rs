@@ -25,11 +25,8 @@ const WRITTEN_AT: i64 = 1_795_513_807;
 const KEEP: (&str, &str) = ("outbox.history", "36500d");
 
 /// No sink, so that what waited in the file still waits.
-const NO_SINK: [(&str, &str); 3] = [
-    ("sink", "nats"),
-    ("nats.servers", "nats://127.0.0.1:1"),
-    ("relay.drain_timeout", "100ms"),
-];
+const NO_SINK: [(&str, &str); 3] =
+    [("sink", "nats"), ("nats.servers", "nats://127.0.0.1:1"), ("relay.drain_timeout", "100ms")];
 const DELIVERED: [(&str, &str); 1] = [("sink", "embedded")];
 
 fn data(name: &str) -> PathBuf {
