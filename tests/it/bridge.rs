@@ -216,6 +216,16 @@ impl Bridge {
         status
     }
 
+    /// The lines of its log with such a message, each with its level.
+    pub(crate) fn logged(&self, words: &str) -> Vec<Value> {
+        let log = self.log();
+        let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let says = |line: &Value| {
+            line["fields"]["message"].as_str().is_some_and(|message| message.contains(words))
+        };
+        lines.filter(says).collect()
+    }
+
     /// A topic-created callback, signed as the platform signs.
     pub(crate) fn call(&self, body: &str) -> Reply {
         http::post(self.ingress, &signed(TOPIC_CREATED, &[]), body.as_bytes())

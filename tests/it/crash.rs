@@ -45,7 +45,7 @@ fn an_answered_event_survives_a_kill_at_any_moment() {
 
 /// Loads the bridge with `send`, kills it after so many answers, and returns the topics answered OK
 /// and the run that all of them were of.
-fn load_until_killed(bridge: &Bridge, answers: u64) -> (Vec<String>, Vec<String>) {
+pub(crate) fn load_until_killed(bridge: &Bridge, answers: u64) -> (Vec<String>, Vec<String>) {
     let mut send = program()
         .args(["send", "--url", &format!("http://{}/", bridge.ingress)])
         .args(["--token", TOKEN, "--concurrency", "64", "--duration", "20s", "--answers"])

@@ -4,9 +4,11 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
-use crate::bridge::{Bridge, body, eventually};
+use crate::bridge::{Bridge, body, eventually, now, signed_by};
 use crate::broker::{self, Kind, rabbitmqctl};
 use crate::brokers::{Calls, becomes, call_many, is_delivered, start, topic_ids};
+use crate::http::Connection;
+use crate::outbox_file::list;
 
 fn call_in_group(bridge: &Bridge, group: &str, topic: &str) {
     let mut body: Value = serde_json::from_str(&body(topic)).unwrap();
@@ -51,6 +53,52 @@ fn unroutable_events_among_routable_ones_are_each_judged_rightly() {
     broker.target.make(&json!({"binding": "r.b%2Ec"}));
     is_delivered(&bridge);
     assert_eq!(topic_ids(&broker.target.read(150)), unroutable);
+}
+
+/// It once kept all that was delivered after it in the outbox, which was full after 2,067 events.
+#[test]
+#[ignore = "needs brokers: run tests/run.sh"]
+fn an_event_that_waits_for_ever_does_not_fill_the_outbox() {
+    const EVENTS: usize = 5000;
+    let Some(broker) = broker::shared(Kind::Rabbitmq) else { return };
+    broker.target.make(&json!({"binding": "r.1"}));
+    let bridge = start(
+        &broker.target,
+        &[
+            ("apps", r#"[{sdk_app_id=1,tokens=["good"]},{sdk_app_id=2,tokens=["bad"]}]"#),
+            ("rabbitmq.declare", "none"),
+            ("rabbitmq.routing_key", "r.{sdk_app_id}"),
+            ("outbox.history", "1s"),
+            ("outbox.dedupe_window", "1s"),
+            ("outbox.max_bytes", "1 MiB"),
+        ],
+    );
+    let mut connection = Connection::open(bridge.ingress);
+    let mut call = |app, token, topic: &str| {
+        let target = signed_by(app, token, now());
+        let reply = connection.request("POST", &target, &[], body(topic).as_bytes());
+        assert_eq!(reply.status, 200, "{topic}: {reply:?}");
+    };
+    call(2, "bad", "waits");
+    for number in 0..EVENTS {
+        call(1, "good", &format!("topic {number}"));
+        if number % 250 == 0 {
+            eventually("only the unroutable one waits", || {
+                (bridge.metric("topic_bridge_outbox_pending") == 1.0).then_some(())
+            });
+        }
+    }
+    let pending = list(&bridge.outbox(), &["--pending"]);
+    let pending: Vec<_> = pending.iter().filter(|line| line["state"] == "deferred").collect();
+    assert_eq!(pending.len(), 1);
+    assert_eq!(pending[0]["event"]["subject"], "waits");
+    assert_eq!(pending[0]["position"], 1, "long after the history has passed it");
+
+    broker.target.make(&json!({"binding": "r.2"}));
+    is_delivered(&bridge);
+    let found = topic_ids(&broker.target.read(EVENTS + 1));
+    assert_eq!(found.len(), EVENTS + 1);
+    assert!(found.contains("waits"));
 }
 
 #[test]
