@@ -49,7 +49,7 @@ impl StorageError {
             (_, ffi::SQLITE_IOERR_FSYNC | ffi::SQLITE_IOERR_DIR_FSYNC) => {
                 StorageError::Broken(format!("a sync failed: {error}"))
             }
-            _ => StorageError::Broken(explain(error)),
+            _ => StorageError::Broken(explain(error, reserve.outbox())),
         }
     }
 

@@ -111,13 +111,13 @@ pub(super) fn give_space_back(connection: &Connection) -> rusqlite::Result<()> {
     if free < KEEP_FREE_PAGES.max(pages / 4) {
         return Ok(());
     }
-    vacuum(connection, VACUUM_AT_ONCE)
+    vacuum(connection, VACUUM_AT_ONCE).map(drop)
 }
 
-/// Gives free pages back, the last of the file first.
-pub(super) fn vacuum(connection: &Connection, pages: u64) -> rusqlite::Result<()> {
-    let mut statement = connection.prepare(&format!("PRAGMA incremental_vacuum({pages})"))?;
+/// Gives free pages back, the last of the file first. Whether there are more.
+pub(super) fn vacuum(connection: &Connection, limit: u64) -> rusqlite::Result<bool> {
+    let mut statement = connection.prepare(&format!("PRAGMA incremental_vacuum({limit})"))?;
     let mut rows = statement.query([])?;
     while rows.next()?.is_some() {} // a page a step
-    Ok(())
+    Ok(pages(connection)?.1 > 0)
 }

@@ -20,7 +20,7 @@ const FINISH_PAGES: u64 = 256;
 
 /// With so many times as many to be copied the writer does it itself: beside a busy writer a checkpoint
 /// never quite catches up.
-const FAR_BEHIND: u64 = 6;
+const FAR_BEHIND: u64 = 4;
 
 /// Pages in the log, and how many of them are in the file already.
 pub(super) fn checkpoint(connection: &Connection, mode: &str) -> rusqlite::Result<(u64, u64)> {
@@ -75,6 +75,11 @@ impl Log {
         Log { due, checkpoint_pages, is_running: false, is_held: false, behind: 0 }
     }
 
+    /// How long it gets, as a rule.
+    pub(super) fn max_pages(&self) -> u64 {
+        FAR_BEHIND * self.checkpoint_pages
+    }
+
     /// Looks how long it is, and has it copied if it is time.
     pub(super) fn look_after(
         &mut self,
@@ -82,10 +87,10 @@ impl Log {
         path: &Path,
     ) -> rusqlite::Result<()> {
         self.measure(connection)?;
-        let is_far_behind = self.behind >= FAR_BEHIND * self.checkpoint_pages;
+        let is_far_behind = self.behind >= self.max_pages();
         if is_far_behind && !self.is_held {
             self.finish(connection)?;
-            if self.behind >= FAR_BEHIND * self.checkpoint_pages {
+            if self.behind >= self.max_pages() {
                 self.is_held = true;
                 tracing::warn!(
                     path = %path.display(), pages = self.behind, readers = ?readers(path),

@@ -14,7 +14,7 @@ use crate::event::Envelope;
 pub(super) const VERSION: i64 = 3;
 
 pub(super) fn run(connection: &Connection, path: &Path) -> Result<(), OpenError> {
-    let unusable = |error: rusqlite::Error| OpenError::unusable(path, explain(&error));
+    let unusable = |error: rusqlite::Error| OpenError::unusable(path, explain(&error, path));
     let found: i64 = pragma(connection, "user_version").map_err(unusable)?;
     if found > VERSION {
         return Err(OpenError::TooNew { path: path.to_owned(), found, known: VERSION });

@@ -60,7 +60,10 @@ impl Reader {
         read: impl FnOnce(&Reading) -> rusqlite::Result<T>,
     ) -> ReadResult<T> {
         let connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
-        read(&Reading { connection: &connection }).map_err(|error| ReadError(explain(&error)))
+        read(&Reading { connection: &connection }).map_err(|error| {
+            let path = connection.path().unwrap_or_default();
+            ReadError(explain(&error, Path::new(path)))
+        })
     }
 }
 

@@ -76,7 +76,7 @@ pub(super) fn check_library(version: i32) -> Result<(), String> {
 /// The connection that writes. The log is brought into the file before anything is read: what was
 /// recovered from it is durable then, whatever had become of its syncs.
 pub(super) fn open_for_writing(path: &Path) -> Result<Connection, OpenError> {
-    let unusable = |error: rusqlite::Error| OpenError::unusable(path, explain(&error));
+    let unusable = |error: rusqlite::Error| OpenError::unusable(path, explain(&error, path));
     let connection = open(path).map_err(unusable)?;
     checkpoint_at_start(&connection).map_err(unusable)?;
     let is_new = is_empty(&connection).map_err(unusable)?;
@@ -123,7 +123,7 @@ fn open(path: &Path) -> rusqlite::Result<Connection> {
 
 /// A connection that only reads; the file must be an outbox of this version.
 pub(super) fn open_for_reading(path: &Path) -> Result<Connection, OpenError> {
-    let unusable = |error: rusqlite::Error| OpenError::unusable(path, explain(&error));
+    let unusable = |error: rusqlite::Error| OpenError::unusable(path, explain(&error, path));
     if !path.is_file() {
         return Err(OpenError::unusable(
             path,
@@ -150,7 +150,7 @@ pub(super) fn open_for_reading(path: &Path) -> Result<Connection, OpenError> {
 
 /// The connection that checkpoints beside the commits.
 pub(super) fn open_for_checkpoints(path: &Path) -> Result<Connection, OpenError> {
-    let unusable = |error: rusqlite::Error| OpenError::unusable(path, explain(&error));
+    let unusable = |error: rusqlite::Error| OpenError::unusable(path, explain(&error, path));
     open(path).map_err(unusable)
 }
 
@@ -162,6 +162,11 @@ fn configure(connection: &Connection) -> rusqlite::Result<()> {
     // Else a statement with a bound LIMIT is compiled anew for each value.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     Ok(())
+}
+
+/// A log that was longer once is cut to this when it begins anew.
+pub(super) fn limit_log(connection: &Connection, bytes: u64) -> rusqlite::Result<()> {
+    connection.pragma_update(None, "journal_size_limit", bytes)
 }
 
 fn is_empty(connection: &Connection) -> rusqlite::Result<bool> {
@@ -176,17 +181,21 @@ pub(super) fn pragma<T: rusqlite::types::FromSql>(
 }
 
 /// SQLite's word for what happened, with a cause where the word alone misleads.
-pub(super) fn explain(error: &rusqlite::Error) -> String {
+pub(super) fn explain(error: &rusqlite::Error, path: &Path) -> String {
     use rusqlite::ErrorCode::{CannotOpen, DatabaseCorrupt, DiskFull, NotADatabase, ReadOnly};
     let hint = match error.sqlite_error_code() {
-        Some(CannotOpen | ReadOnly) => ": may this user write the file and its directory?",
-        Some(NotADatabase) => ": it is no SQLite file; name another outbox.path",
+        Some(CannotOpen | ReadOnly) => ": may this user write the file and its directory?".into(),
+        Some(NotADatabase) => ": it is no SQLite file; name another outbox.path".into(),
         Some(DatabaseCorrupt) => {
-            ": part of the file was overwritten; look after the disk, then stop the bridge, save what can \
-             be read with `sqlite3 OUTBOX .recover | sqlite3 NEW`, and start on NEW as outbox.path"
+            let path = path.display();
+            format!(
+                ": part of {path} was overwritten; check the disk, save what can be read with `sqlite3 \
+                 {path} .recover | sqlite3 {path}.new` (of sqlite.org: Debian's cannot recover), and \
+                 start on {path}.new as outbox.path"
+            )
         }
-        Some(DiskFull) => ": make room, and start again",
-        _ => "",
+        Some(DiskFull) => ": make room, and start again".into(),
+        _ => String::new(),
     };
     format!("{error}{hint}")
 }

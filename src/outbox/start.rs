@@ -38,7 +38,7 @@ pub(super) fn start(
     let reserve = Reserve::of(path);
     let connection = schema::open_for_writing(path)?;
     let checkpoints = schema::open_for_checkpoints(path)?;
-    let no_page_size = |error: rusqlite::Error| unusable(schema::explain(&error));
+    let no_page_size = |error: rusqlite::Error| unusable(schema::explain(&error, path));
     let page_size = schema::pragma::<u64>(&connection, "page_size").map_err(no_page_size)?;
 
     let (commands, received) = mpsc::channel();
@@ -78,7 +78,10 @@ pub(super) fn start(
         forgets: false,
         unmeasured: 0,
     };
-    writer.load().map_err(|error| unusable(schema::explain(&error)))?;
+    let log_bytes = writer.log.max_pages() * page_size;
+    schema::limit_log(&writer.connection, log_bytes)
+        .and_then(|()| writer.load())
+        .map_err(|error| unusable(schema::explain(&error, path)))?;
     if let Some(cut_off) = cut_off {
         report(&cut_off, writer.position, &config.path);
     }

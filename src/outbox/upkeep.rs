@@ -8,6 +8,9 @@ use super::health::StorageError;
 use super::writer::Writer;
 use super::{Refusal, history, ids};
 
+/// Pages that are given back at a time where there is hardly room to write that down.
+const VACUUM_STEP: u64 = 64;
+
 impl Writer {
     pub(super) fn measure(&mut self) -> rusqlite::Result<()> {
         self.unmeasured = 0;
@@ -25,12 +28,16 @@ impl Writer {
     /// Once a second: what is due by the clock.
     pub(super) fn tick(&mut self) -> Result<(), String> {
         let now = self.clock.steady();
+        // On a full disk a checkpoint would take the last of the room: it comes when there is less to copy.
+        if self.condition.refusal() != Some(Refusal::DiskFull) {
+            let looked = self.log.look_after(&self.connection, self.lock.path());
+            StorageError::tolerate(looked, &self.reserve)?;
+        }
         let result = self
             .history
             .expire(&self.connection, now)
             .and_then(|()| self.ids.has_surplus(&self.connection, now))
             .map(|forgets| self.forgets = forgets)
-            .and_then(|()| self.log.look_after(&self.connection, self.lock.path()))
             .and_then(|()| self.measure())
             .and_then(|()| self.probe());
         match result.map_err(|error| StorageError::of(&error, &self.reserve)) {
@@ -98,7 +105,8 @@ impl Writer {
                 break;
             }
         }
-        history::vacuum(&self.connection, u64::from(u32::MAX))?;
+        // As far as it goes: each step leaves less to be copied.
+        while history::vacuum(&self.connection, VACUUM_STEP)? {}
         self.log.finish(&self.connection)?;
         self.measure()?;
         if self.reserve.hold().unwrap_or(false) {

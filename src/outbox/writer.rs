@@ -92,7 +92,7 @@ impl Writer {
         self.shared.deferred.store(number("SELECT count(*) FROM deferred")?, Relaxed);
         self.shared.dead_letters.store(number("SELECT count(*) FROM dead_letters")?, Relaxed);
         self.shared.quarantined.store(number("SELECT count(*) FROM quarantine")?, Relaxed);
-        self.ids.load(connection)?;
+        self.ids.load(connection, self.clock.steady())?;
         self.measure()?;
         self.last.send_replace(self.position);
         Ok(())
@@ -174,7 +174,7 @@ impl Writer {
             self.answer(batch.refuse_all(Refusal::Poisoned));
             return Err(reason);
         }
-        if batch.is_checkpointed {
+        if batch.is_checkpointed && self.condition.refusal() != Some(Refusal::DiskFull) {
             let looked = self.log.checkpointed(&self.connection);
             StorageError::tolerate(looked, &self.reserve)?;
         }
@@ -345,7 +345,6 @@ impl Writer {
         self.ids.roll_back();
         self.sync = None;
         if refusal == Refusal::DiskFull {
-            self.reserve.release();
             self.history.press(true);
         }
         self.condition.refuse(refusal, &self.shared);
@@ -403,6 +402,7 @@ impl Writer {
     fn close(self) {
         // Only saves the next start some reading; the log is as good as the file.
         let _ = checkpoint(&self.connection, "TRUNCATE");
+        self.reserve.release();
         if let Err((_, error)) = self.connection.close() {
             tracing::warn!(%error, "the outbox was not closed cleanly; nothing is lost by that");
         }

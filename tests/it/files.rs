@@ -71,7 +71,8 @@ fn names(folder: &Path) -> Vec<String> {
 fn nothing_but_the_database_is_left_beside_it() {
     let mut bridge = Bridge::start(&[]);
     assert_eq!(bridge.call(&body("one")).status, 200);
-    assert_eq!(names(bridge.home()), ["outbox.db", "outbox.db-shm", "outbox.db-wal"]);
+    let expected = ["outbox.db", "outbox.db-reserve", "outbox.db-shm", "outbox.db-wal"];
+    assert_eq!(names(bridge.home()), expected);
     bridge.stop();
     assert_eq!(names(bridge.home()), ["outbox.db"]);
 }
