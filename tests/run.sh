@@ -10,8 +10,8 @@
 # as skipped.
 #
 # Needs cargo. What else is missing Debian's apt-get is asked for: a C and a C++ compiler, make and perl to
-# build librdkafka and OpenSSL, openssl for certificates, python3 for the brokers' control. Needs root, for one
-# test mounts a small tmpfs to fill it.
+# build librdkafka and OpenSSL, openssl for certificates, python3 for the brokers' control, sqlite3 for damaged
+# outboxes. Needs root, for some tests mount a small tmpfs to fill it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -26,6 +26,7 @@ command -v c++ >/dev/null || missing+=(g++)
 command -v make >/dev/null || missing+=(make)
 perl -MFindBin -MIPC::Cmd -e1 2>/dev/null || missing+=(perl) # Debian's perl-base is not enough for OpenSSL
 command -v openssl >/dev/null || missing+=(openssl)
+command -v sqlite3 >/dev/null || missing+=(sqlite3)
 python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3 python3-venv)
 if [ "${#missing[@]}" -gt 0 ]; then
     echo "tests/run.sh: installing ${missing[*]}" >&2
@@ -34,7 +35,7 @@ if [ "${#missing[@]}" -gt 0 ]; then
         exit 1
     }
 fi
-[ "$(id -u)" = 0 ] || echo "tests/run.sh: not root, so the test of a full disk will fail" >&2
+[ "$(id -u)" = 0 ] || echo "tests/run.sh: not root, so the tests of a full disk will fail" >&2
 
 # The tests that need brokers are marked as ignored; libtest must be told to run them, after cargo's own `--`.
 separator=--

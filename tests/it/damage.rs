@@ -7,11 +7,11 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::bridge::{Bridge, body, is_delivered, run};
+use crate::bridge::{Bridge, TOPIC_CREATED, body, is_delivered, run, signed};
 use crate::broker::{self, Kind};
 use crate::brokers::topic_ids;
 use crate::http::Connection;
-use crate::outbox_file::{damage_event, list, number, recover, serve_on};
+use crate::outbox_file::{can_recover, damage_event, list, number, recover, serve_on};
 
 /// So that all of it still waits when the damage is done.
 const NO_SINK: [(&str, &str); 3] =
@@ -22,7 +22,7 @@ fn stopped_with_events(count: usize) -> Bridge {
     let mut connection = Connection::open(bridge.ingress);
     for number in 1..=count {
         let body = body(&format!("topic {number}"));
-        let target = crate::bridge::signed(crate::bridge::TOPIC_CREATED, &[]);
+        let target = signed(TOPIC_CREATED, &[]);
         assert_eq!(connection.request("POST", &target, &[], body.as_bytes()).status, 200);
     }
     bridge.stop();
@@ -149,6 +149,10 @@ fn a_damaged_page_ends_the_program_with_the_advice_that_helps() {
         assert!(ended.stderr.contains(words), "{words:?} should be in {}", ended.stderr);
     }
 
+    if !can_recover() {
+        eprintln!("SKIPPED: the sqlite3 here has no .recover, so the advice is not followed");
+        return;
+    }
     let new = bridge.home().join("recovered.db");
     recover(&bridge.outbox(), &new);
     let recovered = Bridge::start(&[("outbox.path", new.to_str().unwrap())]);

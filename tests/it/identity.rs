@@ -58,6 +58,24 @@ fn a_recreated_topic_is_shown_under_each_of_its_ids() {
     }
 }
 
+/// All creations of a topic have their first id in common, by which they are known as one topic's.
+#[test]
+fn a_topics_first_id_does_not_show_a_later_creation_once_the_first_is_gone() {
+    let bridge = Bridge::start(&[("outbox.dedupe_window", "1s"), ("outbox.history_events", "1")]);
+    let first = create_anew(&bridge, "topic", "first");
+    let second = create_anew(&bridge, "topic", "second");
+    eventually("the first one is gone", || (bridge.events() == [second.clone()]).then_some(()));
+    let show = |event: &Value| {
+        let mut command = program();
+        command.args(["outbox", "show", event["id"].as_str().unwrap(), "--json", "--path"]);
+        run(command.arg(bridge.outbox()))
+    };
+    let shown: Value = serde_json::from_str(&show(&second).stdout).unwrap();
+    assert_eq!(shown["event"], second);
+    let gone = show(&first);
+    assert_eq!((gone.code, gone.stdout.as_str()), (Some(1), ""), "{gone:?}");
+}
+
 #[test]
 fn how_long_and_how_many_ids_are_remembered_is_configured() {
     let apps = format!("apps={APPS}");

@@ -64,6 +64,14 @@ pub(crate) fn damage_event(outbox: &Path, position: u64, damage: impl FnOnce(&mu
     outbox.close().unwrap();
 }
 
+/// Whether `sqlite3` has `.recover`: Debian 12 builds it without the table that it needs.
+pub(crate) fn can_recover() -> bool {
+    let sql = "SELECT count(*) FROM pragma_module_list WHERE name = 'sqlite_dbpage'";
+    let has = Command::new("sqlite3").args([":memory:", sql]).output();
+    let has = has.expect("sqlite3 is not installed: run tests/run.sh");
+    String::from_utf8_lossy(&has.stdout).trim() == "1"
+}
+
 /// Saves what can be read of a damaged outbox into a new file: `sqlite3 OLD .recover | sqlite3 NEW`.
 pub(crate) fn recover(old: &Path, new: &Path) {
     let sqlite3 = |path: &Path| {
