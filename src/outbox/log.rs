@@ -105,11 +105,15 @@ impl Log {
         Ok(())
     }
 
-    /// The thread is done: the rest is the writer's, if it is small.
-    pub(super) fn checkpointed(&mut self, connection: &Connection) -> rusqlite::Result<()> {
+    /// The thread is done: the rest is the writer's, if it is small, and there is room for it.
+    pub(super) fn checkpointed(
+        &mut self,
+        connection: &Connection,
+        has_room: bool,
+    ) -> rusqlite::Result<()> {
         self.is_running = false;
         self.measure(connection)?;
-        if (1..=FINISH_PAGES).contains(&self.behind) {
+        if has_room && (1..=FINISH_PAGES).contains(&self.behind) {
             self.finish(connection)?;
         }
         Ok(())

@@ -33,21 +33,13 @@ impl Reserve {
     /// kind.
     pub(super) fn hold(&self) -> io::Result<bool> {
         let is_held = fs::metadata(&self.path).is_ok_and(|found| found.len() == BYTES as u64);
-        let result = if is_held { Ok(()) } else { write(&self.path, BYTES) };
-        let result = result.and_then(|()| {
-            let probe = beside(&self.outbox, "-probe");
-            let result = write(&probe, MORE_BYTES);
-            let _ = fs::remove_file(probe); // there may be none
-            result
-        });
-        match result {
-            Ok(()) => Ok(true),
-            Err(error) if is_want_of_room(&error) => {
-                self.release();
-                Ok(false)
-            }
-            Err(error) => Err(error),
+        if !is_held && !try_writing(&self.path, BYTES)? {
+            return Ok(false);
         }
+        let probe = beside(&self.outbox, "-probe");
+        let has_room = try_writing(&probe, MORE_BYTES);
+        let _ = fs::remove_file(probe); // there may be none
+        has_room
     }
 
     pub(super) fn release(&self) {
@@ -60,12 +52,22 @@ impl Reserve {
     }
 }
 
-/// Not zeros, which some file systems do not store.
-fn write(path: &Path, bytes: usize) -> io::Result<()> {
-    let mut options = File::options();
-    let mut file = options.create(true).write(true).truncate(true).mode(0o600).open(path)?;
-    file.write_all(&vec![0xa5; bytes])?;
-    file.sync_data()
+/// Whether there is room for a file of so many bytes; if not, it is not there. Not zeros, which some file
+/// systems do not store.
+fn try_writing(path: &Path, bytes: usize) -> io::Result<bool> {
+    let write = || {
+        let mut options = File::options();
+        let mut file = options.create(true).write(true).truncate(true).mode(0o600).open(path)?;
+        file.write_all(&vec![0xa5; bytes])?;
+        file.sync_data()
+    };
+    match write() {
+        Ok(()) => Ok(true),
+        Err(error) => {
+            let _ = fs::remove_file(path); // half of it is of no use
+            if is_want_of_room(&error) { Ok(false) } else { Err(error) }
+        }
+    }
 }
 
 fn is_want_of_room(error: &io::Error) -> bool {

@@ -93,26 +93,37 @@ impl Writer {
     }
 
     /// On a full disk: with the room that the reserve gives, settles what was delivered, lets it go, and
-    /// empties the log, whose space and the file's can be used again then.
+    /// empties the log, whose space and the file's can be used again then. The reserve is kept for as long
+    /// as there is nothing to settle.
     fn make_room(&mut self) -> rusqlite::Result<()> {
-        self.reserve.release();
-        self.history.press(true);
-        loop {
-            let written = self.write(&Batch::default(), true)?;
-            let has_trimmed = written.trimmed_through.is_some();
-            let _ = self.apply(Batch::default(), written); // answers nobody
-            if !has_trimmed {
-                break;
-            }
-        }
-        // As far as it goes: each step leaves less to be copied.
-        while history::vacuum(&self.connection, VACUUM_STEP)? {}
-        self.log.finish(&self.connection)?;
-        self.measure()?;
         if self.reserve.hold().unwrap_or(false) {
             self.history.press(false);
             self.condition.take();
+            return Ok(());
         }
-        Ok(())
+        let (_, free) = history::pages(&self.connection)?;
+        let has_work = self.is_behind() || !self.settling.is_empty() || self.surplus().is_some();
+        if !has_work && free == 0 {
+            return Ok(());
+        }
+        self.reserve.release();
+        self.history.press(true);
+        while self.settle_and_trim()? {}
+        // As far as it goes: each step leaves less to be copied, and the file must not grow by that.
+        while history::vacuum(&self.connection, VACUUM_STEP)? {}
+        let (pages, _) = history::pages(&self.connection)?;
+        let length = std::fs::metadata(self.lock.path()).map_or(0, |found| found.len());
+        if pages * self.page_size <= length {
+            self.log.finish(&self.connection)?;
+        }
+        self.measure()
+    }
+
+    /// Whether there may be more.
+    fn settle_and_trim(&mut self) -> rusqlite::Result<bool> {
+        let written = self.write(&Batch::default(), true)?;
+        let has_trimmed = written.trimmed_through.is_some();
+        let _ = self.apply(Batch::default(), written); // answers nobody
+        Ok(has_trimmed)
     }
 }

@@ -174,8 +174,9 @@ impl Writer {
             self.answer(batch.refuse_all(Refusal::Poisoned));
             return Err(reason);
         }
-        if batch.is_checkpointed && self.condition.refusal() != Some(Refusal::DiskFull) {
-            let looked = self.log.checkpointed(&self.connection);
+        if batch.is_checkpointed {
+            let has_room = self.condition.refusal() != Some(Refusal::DiskFull);
+            let looked = self.log.checkpointed(&self.connection, has_room);
             StorageError::tolerate(looked, &self.reserve)?;
         }
         self.settling.append(&mut batch.settlements);
@@ -375,12 +376,12 @@ impl Writer {
     }
 
     /// The last position that may be trimmed now, if one may.
-    fn surplus(&self) -> Option<u64> {
+    pub(super) fn surplus(&self) -> Option<u64> {
         self.history.surplus(self.position, self.shared.settled_through.load(Relaxed))
     }
 
     /// Whether more is settled than is written.
-    fn is_behind(&self) -> bool {
+    pub(super) fn is_behind(&self) -> bool {
         let settle_through = self.shared.settle_through.load(Relaxed);
         settle_through > self.shared.settled_through.load(Relaxed)
     }
