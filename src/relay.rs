@@ -15,6 +15,8 @@
 //! read again what was just settled.
 
 mod deferred;
+#[cfg(test)]
+mod model;
 mod standing;
 #[cfg(test)]
 mod tests;

@@ -22,6 +22,8 @@ pub(super) struct Batch {
     pub(super) is_last: bool,
     #[cfg(test)]
     pub(super) ticks: Vec<oneshot::Sender<()>>,
+    #[cfg(test)]
+    pub(super) limits: Vec<(u64, oneshot::Sender<()>)>,
 }
 
 impl Batch {
@@ -35,6 +37,8 @@ impl Batch {
             Command::Close => self.is_last = true,
             #[cfg(test)]
             Command::Tick(done) => self.ticks.push(done),
+            #[cfg(test)]
+            Command::LimitPages(limit, done) => self.limits.push((limit, done)),
         }
     }
 

@@ -138,6 +138,9 @@ enum Command {
     /// Does what the clock would have it do once a second.
     #[cfg(test)]
     Tick(oneshot::Sender<()>),
+    /// Lets the file grow to so many pages, and no further, as a full disk does.
+    #[cfg(test)]
+    LimitPages(u64, oneshot::Sender<()>),
 }
 
 /// What others may know without asking the file.
@@ -332,6 +335,15 @@ impl Outbox {
         let (done, receiver) = oneshot::channel();
         let _ = self.commands.send(Command::Tick(done));
         let _ = receiver.await; // a poisoned outbox does nothing more
+    }
+
+    /// A disk that is full, but for so many pages; or one that is not.
+    #[cfg(test)]
+    pub(crate) async fn limit_pages(&self, more: Option<u64>) {
+        let (done, receiver) = oneshot::channel();
+        let limit = more.unwrap_or(u64::from(u32::MAX) - 1);
+        let _ = self.commands.send(Command::LimitPages(limit, done));
+        let _ = receiver.await;
     }
 }
 

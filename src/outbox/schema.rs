@@ -17,6 +17,9 @@ pub(super) const APPLICATION: i64 = 0x5442_7267;
 /// (https://sqlite.org/wal.html, "The WAL-reset bug"): which is what two of our threads do all day.
 const OLDEST_LIBRARY: i32 = 3_051_003;
 
+/// How long another program's lock is waited for.
+const BUSY: Duration = Duration::from_millis(if cfg!(test) { 10 } else { 1000 });
+
 /// The tables of a new file. `events` is the queue and the history in one: `relay.settled_through`
 /// divides it. What has to be tried again, and dead letters, hold a copy of their event, so that the
 /// history can go whatever still waits. `ids` stands apart, for it is kept longer, and so that a start
@@ -156,7 +159,7 @@ pub(super) fn open_for_checkpoints(path: &Path) -> Result<Connection, OpenError>
 
 /// What all connections have in common.
 fn configure(connection: &Connection) -> rusqlite::Result<()> {
-    connection.busy_timeout(Duration::from_secs(1))?;
+    connection.busy_timeout(BUSY)?;
     // A checkpoint inside a commit would make its waiters wait: one runs beside them.
     connection.pragma_update(None, "wal_autocheckpoint", 0)?;
     // Else a statement with a bound LIMIT is compiled anew for each value.

@@ -126,6 +126,13 @@ impl Writer {
             }
             self.gather(&mut batch);
             #[cfg(test)]
+            for (limit, done) in std::mem::take(&mut batch.limits) {
+                // No less than there are: SQLite sees to that.
+                let sql = format!("PRAGMA max_page_count = {}", limit.max(1));
+                self.connection.query_row(&sql, [], |_| Ok(())).unwrap();
+                let _ = done.send(());
+            }
+            #[cfg(test)]
             for done in std::mem::take(&mut batch.ticks) {
                 self.tick()?;
                 let _ = done.send(());
