@@ -160,7 +160,7 @@ struct Trial<'t> {
 /// How many images, and what was wrong with some.
 #[derive(Default, Debug)]
 struct Outcome {
-    images: usize, // shown when it fails
+    images: usize,
     failures: Vec<String>,
 }
 
@@ -349,6 +349,7 @@ fn what_was_answered_survives_a_power_cut_at_any_moment() {
     let trial = Trial { before, record: &record, seen, settings: &SETTINGS, seed };
     let outcome = trial.run(images());
     assert!(outcome.failures.is_empty(), "{outcome:#?}");
+    assert_eq!(outcome.images, images());
 }
 
 #[test]
