@@ -43,8 +43,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// wants to know before the next event does. Also how often one of the deferred is tried whatever its time.
 const ASK_EVERY: Duration = Duration::from_secs(5);
 
-/// Of the rounds in which every event failed alike, one in so many also tries some further down the line.
-const SCOUT_EVERY: u32 = 4;
+/// How long it counts that others got through while each event at the head of the line failed.
+const PARTIAL: Duration = Duration::from_secs(60);
 
 pub(crate) struct Relay {
     config: config::Relay,
@@ -59,8 +59,11 @@ pub(crate) struct Relay {
     ahead: HashSet<u64>,
     /// Since when each event of the line fails alike.
     stalled_at: Option<Instant>,
-    /// Where to look next whether others get through.
+    /// When some further down the line were tried last, and where to go on with that.
+    scouted_at: Instant,
     scout_after: u64,
+    /// When it was seen last that it is some events that fail, and not the sink.
+    partial_at: Option<Instant>,
     delivered_at: Option<Instant>,
     /// The deferred have the next turn.
     is_turn_of_deferred: bool,
@@ -99,7 +102,9 @@ impl Relay {
             cursor,
             ahead: HashSet::new(),
             stalled_at: None,
+            scouted_at: Instant::now(),
             scout_after: 0,
+            partial_at: None,
             delivered_at: None,
             is_turn_of_deferred: true,
             release_after: None,
@@ -244,7 +249,9 @@ impl Relay {
         let through = slots.last().map_or(self.cursor, position);
         let (events, damaged) = self.split(slots);
         let verdicts = self.deliver(&events).await;
-        if let Some(reason) = all_alike(&verdicts).filter(|_| !self.others_get_through()) {
+        if let Some(reason) = all_alike(&verdicts)
+            && !self.others_get_through()
+        {
             return self.stall(reason, through).await;
         }
         let mut settlement = Settlement { through, refused: damaged, ..Settlement::default() };
@@ -295,17 +302,26 @@ impl Relay {
         (events, damaged)
     }
 
-    /// Whether, since every event of the line fails alike, another was delivered.
-    fn others_get_through(&self) -> bool {
-        self.stalled_at.is_some_and(|since| self.delivered_at.is_some_and(|at| at > since))
+    /// Whether others are delivered while those at the head of the line fail alike.
+    fn others_get_through(&mut self) -> bool {
+        let since = self.stalled_at.max(self.partial_at);
+        let has_delivered = since.is_some_and(|since| self.delivered_at > Some(since));
+        if has_delivered {
+            self.partial_at = Some(Instant::now());
+        }
+        self.partial_at.is_some_and(|at| at.elapsed() < PARTIAL)
     }
 
-    /// Every event of a batch failed alike: all keep their places. Now and then some behind them are
-    /// tried: where they get through, it is these events and not the sink.
+    /// Every event of a batch failed alike: all keep their places. After a while some behind them are tried:
+    /// where they get through, it is these events and not the sink. Not at once, and seldom, for those
+    /// behind overtake these if the sink comes back in just that moment.
     async fn stall(&mut self, reason: Reason, through: u64) -> anyhow::Result<Round> {
-        self.stalled_at.get_or_insert_with(Instant::now);
+        if self.stalled_at.is_none() {
+            (self.stalled_at, self.scouted_at) = (Some(Instant::now()), Instant::now());
+        }
         self.standing.fail(reason, self.outbox.pending());
-        if self.standing.failures.is_multiple_of(SCOUT_EVERY) {
+        if self.scouted_at.elapsed() >= self.config.retry_max {
+            self.scouted_at = Instant::now();
             let slots = self.read_line(self.scout_after.max(through))?;
             self.scout_after = slots.last().map_or(0, position);
             let (events, _) = self.split(slots);
