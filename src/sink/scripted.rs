@@ -29,12 +29,12 @@ impl Scripted {
     pub(super) fn deliver(&mut self, events: &[Stored]) -> Vec<Verdict> {
         let mut verdicts: Vec<_> =
             events.iter().map(|event| (self.script)(event.position)).collect();
-        let positions = events.iter().map(|event| event.position);
-        self.journal.lock().unwrap().push(positions.zip(verdicts.clone()).collect());
         if self.forgets > 0 {
             self.forgets -= 1;
             verdicts.pop();
         }
+        let positions = events.iter().map(|event| event.position);
+        self.journal.lock().unwrap().push(positions.zip(verdicts.clone()).collect());
         verdicts
     }
 }
