@@ -1,9 +1,13 @@
 //! Opens the outbox: lock, recovery, schema, threads, in this order.
 
+use std::path::Path;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Instant;
 
+use rusqlite::Connection;
+use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::watch;
 
 use super::batch::Answers;
@@ -15,7 +19,7 @@ use super::log::{Log, run_checkpoints};
 use super::recovery::{CutOff, cut_off, make_durable};
 use super::reserve::Reserve;
 use super::writer::Writer;
-use super::{Limits, OpenError, Outbox, Refusal, Shared, Workers, schema};
+use super::{Command, Limits, OpenError, Outbox, Refusal, Shared, Workers, schema};
 use crate::config;
 use crate::event::rfc3339;
 use crate::metrics::Metrics;
@@ -30,71 +34,29 @@ pub(super) fn start(
     let unusable = |reason: String| OpenError::unusable(&config.path, reason);
     schema::check_library(rusqlite::version_number()).map_err(unusable)?;
     let lock = Arc::new(Lock::acquire(&config.path)?);
-    let path = lock.path();
-    let cut_off =
-        cut_off(path).map_err(|error| unusable(format!("cannot read its log: {error}")))?;
-    make_durable(path)
-        .map_err(|error| unusable(format!("cannot sync what was recovered: {error}")))?;
-    let reserve = Reserve::of(path);
-    let connection = schema::open_for_writing(path)?;
-    let checkpoints = schema::open_for_checkpoints(path)?;
-    let no_page_size = |error: rusqlite::Error| unusable(schema::explain(&error, path));
-    let page_size = schema::pragma::<u64>(&connection, "page_size").map_err(no_page_size)?;
+    let cut_off = secure(lock.path()).map_err(unusable)?;
+    let connection = schema::open_for_writing(lock.path())?;
+    let checkpoints = schema::open_for_checkpoints(lock.path())?;
 
     let (commands, received) = mpsc::channel();
     let (answers, to_answer) = tokio::sync::mpsc::unbounded_channel::<Answers>();
-    let (checkpoint, checkpoint_due) = mpsc::sync_channel(1);
-    let shared = Arc::new(Shared::default());
-    shared.slow.store(milliseconds(limits.slow), std::sync::atomic::Ordering::Relaxed);
-    let mut writer = Writer {
-        connection,
-        commands: received,
-        answers,
-        shared: shared.clone(),
-        last: watch::Sender::new(0),
-        condition: Condition::new(path.to_owned(), config.max_bytes),
-        metrics,
-        config: config.clone(),
-        clock: clock.clone(),
-        lock: lock.clone(),
-        reserve: reserve.clone(),
-        ids: Ids::new(
-            milliseconds(config.dedupe_window),
-            milliseconds(config.remember_ids),
-            config.remember_ids_max,
-        ),
-        history: History::new(
-            milliseconds(config.history),
-            config.history_events,
-            config.max_bytes,
-            config.history_gives_way,
-        ),
-        log: Log::new(checkpoint, config.max_bytes / page_size),
-        page_size,
-        position: 0,
-        sync: None,
-        settled_at: Instant::now(),
-        settling: Vec::new(),
-        forgets: false,
-        unmeasured: 0,
-    };
-    let log_bytes = writer.log.max_pages() * page_size;
-    schema::limit_log(&writer.connection, log_bytes)
-        .and_then(|()| writer.load())
-        .map_err(|error| unusable(schema::explain(&error, path)))?;
+    let (due, checkpoint_due) = mpsc::sync_channel(1);
+    let ends = Ends { received, answers, due, metrics, clock: clock.clone() };
+    let writer = build(config, limits, &lock, connection, ends)
+        .map_err(|error| unusable(schema::explain(&error, lock.path())))?;
     if let Some(cut_off) = cut_off {
         report(&cut_off, writer.position, &config.path);
     }
-    match reserve.hold() {
+    match writer.reserve.hold() {
         Ok(true) => {}
-        Ok(false) => writer.condition.refuse(Refusal::DiskFull, &shared),
+        Ok(false) => writer.condition.refuse(Refusal::DiskFull, &writer.shared),
         Err(error) => return Err(unusable(format!("cannot write beside it: {error}"))),
     }
     lock.watch().map_err(|error| unusable(error.to_string()))?;
 
     let outbox = Outbox {
         commands: commands.clone(),
-        shared,
+        shared: writer.shared.clone(),
         last: writer.last.subscribe(),
         health: writer.condition.health.subscribe(),
         max_queued: limits.max_queued,
@@ -108,17 +70,82 @@ pub(super) fn start(
             .spawn(body)
             .map_err(|error| unusable(format!("no thread to write it: {error}")))
     };
-    let to_writer = commands.clone();
+    let (to_writer, reserve) = (commands.clone(), writer.reserve.clone());
+    let writing = Box::new(move || writer.run());
+    let copying =
+        Box::new(move || run_checkpoints(&checkpoints, &checkpoint_due, &to_writer, &reserve));
     let workers = Workers {
-        writer: spawn("outbox-writer", Box::new(move || writer.run()))?,
-        checkpointer: spawn(
-            "outbox-check",
-            Box::new(move || run_checkpoints(&checkpoints, &checkpoint_due, &to_writer, &reserve)),
-        )?,
+        writer: spawn("outbox-writer", writing)?,
+        checkpointer: spawn("outbox-check", copying)?,
         commands,
         lock,
     };
     Ok((outbox, workers))
+}
+
+/// Makes durable what the last run left. What of its log cannot be read, if there is such.
+fn secure(path: &Path) -> Result<Option<CutOff>, String> {
+    let cut_off = cut_off(path).map_err(|error| format!("cannot read its log: {error}"))?;
+    make_durable(path).map_err(|error| format!("cannot sync what was recovered: {error}"))?;
+    Ok(cut_off)
+}
+
+/// What the writer has of others.
+struct Ends {
+    received: mpsc::Receiver<Command>,
+    answers: UnboundedSender<Answers>,
+    due: mpsc::SyncSender<()>,
+    metrics: Arc<Metrics>,
+    clock: Clock,
+}
+
+/// A writer that knows what is in the file.
+fn build(
+    config: &config::Outbox,
+    limits: Limits,
+    lock: &Arc<Lock>,
+    connection: Connection,
+    ends: Ends,
+) -> rusqlite::Result<Writer> {
+    let page_size = schema::pragma::<u64>(&connection, "page_size")?;
+    let log = Log::new(ends.due, config.max_bytes / page_size);
+    schema::limit_log(&connection, log.max_pages() * page_size)?;
+    let shared = Arc::new(Shared::default());
+    shared.slow.store(milliseconds(limits.slow), Ordering::Relaxed);
+    let mut writer = Writer {
+        connection,
+        commands: ends.received,
+        answers: ends.answers,
+        shared,
+        last: watch::Sender::new(0),
+        condition: Condition::new(lock.path().to_owned(), config.max_bytes),
+        metrics: ends.metrics,
+        config: config.clone(),
+        clock: ends.clock,
+        lock: lock.clone(),
+        reserve: Reserve::of(lock.path()),
+        ids: Ids::new(
+            milliseconds(config.dedupe_window),
+            milliseconds(config.remember_ids),
+            config.remember_ids_max,
+        ),
+        history: History::new(
+            milliseconds(config.history),
+            config.history_events,
+            config.max_bytes,
+            config.history_gives_way,
+        ),
+        log,
+        page_size,
+        position: 0,
+        sync: None,
+        settled_at: Instant::now(),
+        settling: Vec::new(),
+        forgets: false,
+        unmeasured: 0,
+    };
+    writer.load()?;
+    Ok(writer)
 }
 
 /// Wakes whoever waits.
@@ -132,7 +159,7 @@ async fn hand_out(mut answers: tokio::sync::mpsc::UnboundedReceiver<Answers>) {
 
 /// After a power cut the log may end in what was never synced, and so never answered. Whole
 /// transactions that cannot be read are more than that: the disk has lost or altered them.
-fn report(cut_off: &CutOff, position: u64, path: &std::path::Path) {
+fn report(cut_off: &CutOff, position: u64, path: &Path) {
     let CutOff { bytes, commits, written_at } = cut_off;
     let written_at = rfc3339(time::since_epoch(*written_at));
     let path = path.display();
