@@ -47,6 +47,9 @@ fn cuts_break_no_order(kind: Kind, cuts: &[usize]) {
     let broken = order.iter().zip(&topics).position(|(found, expected)| found != expected);
     let around = broken.map(|at| &order[at.saturating_sub(2)..(at + 3).min(order.len())]);
     assert_eq!((order.len(), around), (topics.len(), None), "the order is broken at {broken:?}");
+    let metrics = bridge.get("/metrics").body;
+    let other = format!("publish_errors_total{{kind=\"other\",sink={:?}}} 0\n", kind.name());
+    assert!(metrics.contains(&other), "a lost connection is no fault of an event: {metrics}");
     assert_eq!(proxy.cut(), cuts.len(), "each was in the middle of something");
     assert_eq!(proxy.opened(), cuts.len() + 1, "the client connects once, and never by itself");
 }
