@@ -20,9 +20,7 @@ use crate::event::{Encoding, Naming};
 use crate::signature::App;
 use apps::apps;
 pub(crate) use apps::read_token;
-pub(crate) use brokers::{
-    ClientTls, Credential, Declare, Kafka, KafkaKey, Nats, Rabbitmq, address_of,
-};
+pub(crate) use brokers::{ClientTls, Declare, Kafka, KafkaKey, Nats, Rabbitmq, address_of};
 use keys::Keys;
 use value::{
     address, choice, count, duration, file, filled, flag, level, path, positive_duration, size,

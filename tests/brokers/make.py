@@ -1,7 +1,7 @@
 """Makes and changes what a broker has, with somebody else's client, for the tests.
 
   make.py kafka ADDRESS TOPIC '{"min.insync.replicas": "2", "replicas": 2}'
-                                          a topic with this configuration, or changed to it
+                                          a topic with this configuration, or changed to it; {"delete": true} removes it
   make.py rabbitmq URL NAME '{"queue": {"x-max-length": 5}, "binding": "a.*"}'
                                           an exchange and a quorum queue of this name, bound; "delete": true removes both,
                                           "delete": "queue" the queue alone
@@ -17,7 +17,9 @@ def kafka(address, topic, wanted):
     from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, NewTopic
 
     admin = AdminClient({"bootstrap.servers": address})
-    if topic in admin.list_topics(timeout=10).topics:
+    if wanted.get("delete"):
+        futures = admin.delete_topics([topic], operation_timeout=10)
+    elif topic in admin.list_topics(timeout=10).topics:
         entries = [ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET) for name, value in wanted.items()]
         resource = ConfigResource(ConfigResource.Type.TOPIC, topic, incremental_configs=entries)
         futures = admin.incremental_alter_configs([resource])

@@ -98,3 +98,16 @@ fn a_stream_at_its_limit_holds_the_line_up() {
     let order: Vec<_> = messages.iter().map(crate::broker::Message::topic_id).collect();
     assert_eq!(order, topics, "in order in spite of it");
 }
+
+#[test]
+#[ignore = "needs brokers: run tests/run.sh"]
+fn of_several_servers_one_that_answers_is_enough() {
+    let Some(broker) = broker::shared(Kind::Nats) else { return };
+    let servers =
+        format!("[\"nats://127.0.0.1:1\", {:?}, \"nats://127.0.0.1:2\"]", broker.target.address);
+    let bridge = start(&broker.target, &[("nats.servers", &servers)]);
+    call(&bridge, "found");
+    is_delivered(&bridge);
+    assert_eq!(topic_ids(&broker.target.read(1)), BTreeSet::from(["found".into()]));
+    assert!(!bridge.log().contains("the sink takes no events"), "{}", bridge.log());
+}

@@ -13,7 +13,8 @@ use percent_encoding::percent_decode_str;
 use tokio::sync::mpsc;
 
 use super::super::{Finding, Health, Kind, Reason, subscribed};
-use super::{LinkState, PREFIX, connect, forbidden, stream};
+use super::connection::Link;
+use super::{PREFIX, stream};
 use crate::config::{self, Config};
 use crate::event::{self, Encoding, Envelope};
 use crate::time::since_epoch;
@@ -27,7 +28,7 @@ const MAX_SKEW_MILLISECONDS: u64 = 2000;
 pub(in super::super) async fn examine(config: &Config) -> Vec<Finding> {
     let mut findings = Vec::new();
     let mut add = |point, verdict, text: String| findings.push(Finding { point, verdict, text });
-    let link = match connect(&config.nats, config.relay.confirm_timeout).await {
+    let link = match Link::connect(&config.nats, config.relay.confirm_timeout).await {
         Ok(link) => link,
         Err(Reason { kind: Kind::Credentials, text }) => {
             add("connection", Health::Good, "the server answers".into());
@@ -58,11 +59,7 @@ pub(in super::super) async fn examine(config: &Config) -> Vec<Finding> {
         add("message size", Health::Good, format!("up to {} bytes", info.max_payload));
     }
     let found = stream::find(&link.context, &config.nats.stream).await;
-    let found = match (found, &*link.state.borrow()) {
-        (Err(_), LinkState::Forbidden(complaint)) => Err(forbidden(complaint)),
-        (found, _) => found,
-    };
-    match found {
+    match found.map_err(|reason| link.watch.complaint().unwrap_or(reason)) {
         Err(Reason { kind: Kind::Credentials, text }) => add("credentials", Health::Bad, text),
         Err(reason) => add("stream", Health::Bad, reason.text),
         Ok(None) if config.nats.create_stream => add(
@@ -120,9 +117,8 @@ pub(in super::super) async fn tail(
     from_start: bool,
     lines: mpsc::Sender<String>,
 ) -> anyhow::Result<()> {
-    let link = connect(&config.nats, config.relay.confirm_timeout)
-        .await
-        .map_err(|reason| anyhow!(reason.text))?;
+    let link = Link::connect(&config.nats, config.relay.confirm_timeout).await;
+    let mut link = link.map_err(|reason| anyhow!(reason.text))?;
     let stream = link.context.get_stream(&config.nats.stream).await;
     let stream = stream.with_context(|| format!("the stream {}", config.nats.stream))?;
     let deliver_policy = if from_start { DeliverPolicy::All } else { DeliverPolicy::New };
@@ -137,6 +133,7 @@ pub(in super::super) async fn tail(
     loop {
         let message = tokio::select! {
             () = lines.closed() => return Ok(()),
+            reason = link.watch.failed() => return Err(anyhow!(reason.text)),
             message = messages.next() => message,
         };
         let message = message.context("the stream ended")?.context("the stream broke off")?;
