@@ -106,7 +106,15 @@ impl Lock {
             let path = beside(&self.path, suffix);
             match fs::metadata(&path) {
                 Ok(found) if found.mode() & 0o777 != MODE => {
-                    fs::set_permissions(&path, Permissions::from_mode(MODE))?;
+                    let private = fs::set_permissions(&path, Permissions::from_mode(MODE));
+                    if let Err(error) = private {
+                        // Another user's file, on a volume that is shared by group: it can be used.
+                        tracing::warn!(
+                            path = %path.display(), %error,
+                            "the outbox cannot be made its owner's alone: it holds user ids and names, so \
+                             see that nobody else can read it"
+                        );
+                    }
                 }
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}

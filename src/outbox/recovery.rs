@@ -5,7 +5,7 @@
 //! A log that cannot be read to its end is cut there by SQLite, without a word: this says how much.
 
 use std::fs::File;
-use std::io::{self, BufReader, Read};
+use std::io::{self, BufReader, ErrorKind, Read};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::time::SystemTime;
@@ -49,7 +49,13 @@ pub(super) fn make_durable(outbox: &Path) -> io::Result<()> {
         Err(error) => return Err(error),
     }
     let folder = outbox.parent().filter(|folder| !folder.as_os_str().is_empty());
-    File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
+    match File::open(folder.unwrap_or(Path::new(".")))?.sync_all() {
+        // Some file systems know no sync of a folder: they keep names without.
+        Err(error) if matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported) => {
+            Ok(())
+        }
+        result => result,
+    }
 }
 
 /// Looks for frames of the log's present round behind the last one that can be read.
