@@ -350,6 +350,11 @@ fn what_was_answered_survives_a_power_cut_at_any_moment() {
     let outcome = trial.run(images());
     assert!(outcome.failures.is_empty(), "{outcome:#?}");
     assert_eq!(outcome.images, images());
+    eprintln!(
+        "{} images of {} writes and syncs, none of which lost anything",
+        images(),
+        record.len()
+    );
 }
 
 #[test]
@@ -360,8 +365,9 @@ fn a_weaker_sync_is_found_out() {
     let (before, seen) = (Disk::default(), &seen);
     let trial = Trial { before, record: &record, seen, settings: &SETTINGS, seed: 1 };
     let outcome = trial.run(40);
-    let is_loss = |fault: &&String| fault.contains("was answered");
-    assert!(outcome.failures.iter().any(|fault| is_loss(&fault)), "{outcome:#?}");
+    let losses = outcome.failures.iter().filter(|fault| fault.contains("was answered")).count();
+    assert!(losses > 0, "{outcome:#?}");
+    eprintln!("{losses} of {} images lost something", outcome.images);
 }
 
 #[test]
