@@ -99,7 +99,9 @@ async fn a_batch_arrives_whole_in_order_and_can_be_tailed() {
 #[tokio::test]
 async fn a_full_queue_is_waited_for() {
     let cluster = cluster();
-    let mut kafka = sink(&cluster, &["kafka.properties.queue.buffering.max.messages=5"]);
+    // Twenty rounds to the broker, on a machine that may have much else to do.
+    let patient = "relay.confirm_timeout=60s";
+    let mut kafka = sink(&cluster, &["kafka.properties.queue.buffering.max.messages=5", patient]);
     assert!(is_delivered(&kafka.deliver(&events(100)).await));
 }
 
