@@ -17,6 +17,7 @@
 mod deferred;
 #[cfg(test)]
 mod model;
+mod moment;
 mod standing;
 #[cfg(test)]
 mod tests;
@@ -33,6 +34,7 @@ use crate::config;
 use crate::metrics::Metrics;
 use crate::outbox::{Again, Damaged, Outbox, Reader, Refused, Settlement, Slot, Stored};
 use crate::sink::{Kind, Reason, Sink, Verdict};
+use moment::Moment;
 pub(crate) use standing::SinkState;
 use standing::Standing;
 
@@ -58,18 +60,20 @@ pub(crate) struct Relay {
     /// Delivered although an event before them has to wait for the sink: not to be sent again.
     ahead: HashSet<u64>,
     /// Since when each event of the line fails alike.
-    stalled_at: Option<Instant>,
+    stalled_at: Option<Moment>,
     /// When some further down the line were tried last, and where to go on with that.
-    scouted_at: Instant,
+    scouted_at: u64,
     scout_after: u64,
     /// When it was seen last that it is some events that fail, and not the sink.
-    partial_at: Option<Instant>,
-    delivered_at: Option<Instant>,
+    partial_at: Option<Moment>,
+    delivered_at: Option<Moment>,
+    /// How many moments were noted so far.
+    moments: u64,
     /// The deferred have the next turn.
     is_turn_of_deferred: bool,
     /// The deferred after this position go first, whatever their time.
     release_after: Option<u64>,
-    probed_at: Instant,
+    probed_at: u64,
     /// All that is tried are deferred events, and they fail as ever.
     gives_back: bool,
 }
@@ -92,23 +96,25 @@ impl Relay {
     ) -> Self {
         let needs_nobody = matches!(sink, Sink::Embedded);
         let cursor = outbox.settled_through();
+        let now = outbox.clock().steady();
         Relay {
             config,
+            standing: Standing::new(metrics.clone(), outbox.clock().clone(), needs_nobody),
             outbox,
             reader,
             sink,
-            standing: Standing::new(metrics.clone(), needs_nobody),
             metrics,
             cursor,
             ahead: HashSet::new(),
             stalled_at: None,
-            scouted_at: Instant::now(),
+            scouted_at: now,
             scout_after: 0,
             partial_at: None,
             delivered_at: None,
+            moments: 0,
             is_turn_of_deferred: true,
             release_after: None,
-            probed_at: Instant::now(),
+            probed_at: now,
             gives_back: false,
         }
     }
@@ -307,9 +313,9 @@ impl Relay {
         let since = self.stalled_at.max(self.partial_at);
         let has_delivered = since.is_some_and(|since| self.delivered_at > Some(since));
         if has_delivered {
-            self.partial_at = Some(Instant::now());
+            self.partial_at = Some(self.moment());
         }
-        self.partial_at.is_some_and(|at| at.elapsed() < PARTIAL)
+        self.partial_at.is_some_and(|moment| self.since(moment.at) < PARTIAL)
     }
 
     /// Every event of a batch failed alike: all keep their places. After a while some behind them are tried:
@@ -317,11 +323,12 @@ impl Relay {
     /// behind overtake these if the sink comes back in just that moment.
     async fn stall(&mut self, reason: Reason, through: u64) -> anyhow::Result<Round> {
         if self.stalled_at.is_none() {
-            (self.stalled_at, self.scouted_at) = (Some(Instant::now()), Instant::now());
+            let now = self.moment();
+            (self.stalled_at, self.scouted_at) = (Some(now), now.at);
         }
         self.standing.fail(reason, self.outbox.pending());
-        if self.scouted_at.elapsed() >= self.config.retry_max {
-            self.scouted_at = Instant::now();
+        if self.since(self.scouted_at) >= self.config.retry_max {
+            self.scouted_at = self.outbox.clock().steady();
             let slots = self.read_line(self.scout_after.max(through))?;
             self.scout_after = slots.last().map_or(0, position);
             let (events, _) = self.split(slots);
@@ -370,7 +377,7 @@ impl Relay {
                     let milliseconds = now.saturating_sub(event.steady_at);
                     self.metrics.delivery_seconds.observe(milliseconds as f64 / 1000.0);
                     self.metrics.published.inc();
-                    self.delivered_at = Some(Instant::now());
+                    self.delivered_at = Some(self.moment());
                 }
                 Verdict::Later(reason) | Verdict::Refused(reason) | Verdict::Away(reason) => {
                     self.metrics.publish_errors.with_label_values(&[reason.kind.name()]).inc();

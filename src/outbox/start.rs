@@ -4,7 +4,6 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
 use std::thread;
-use std::time::Instant;
 
 use rusqlite::Connection;
 use tokio::sync::mpsc::UnboundedSender;
@@ -112,6 +111,7 @@ fn build(
     schema::limit_log(&connection, log.max_pages() * page_size)?;
     let shared = Arc::new(Shared::default());
     shared.slow.store(milliseconds(limits.slow), Ordering::Relaxed);
+    let now = ends.clock.steady();
     let mut writer = Writer {
         connection,
         commands: ends.received,
@@ -139,7 +139,7 @@ fn build(
         page_size,
         position: 0,
         sync: None,
-        settled_at: Instant::now(),
+        settled_at: now,
         settling: Vec::new(),
         forgets: false,
         unmeasured: 0,

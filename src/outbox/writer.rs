@@ -68,7 +68,8 @@ pub(super) struct Writer {
     pub(super) position: u64,
     /// What `PRAGMA synchronous` says now.
     pub(super) sync: Option<Sync>,
-    pub(super) settled_at: Instant,
+    /// When the watermark was written last, by the steady clock.
+    pub(super) settled_at: u64,
     /// What is more than the watermark and not written yet, and who waits for that.
     pub(super) settling: Vec<(Settlement, oneshot::Sender<()>)>,
     /// More ids are remembered than need be.
@@ -190,8 +191,8 @@ impl Writer {
         if self.condition.refusal() == Some(Refusal::DiskFull) {
             return self.answer_without_room(batch); // settling is the tick's, with the reserve
         }
-        let is_time = self.settled_at.elapsed() >= SETTLE_EVERY || batch.is_last;
-        let settles = !self.settling.is_empty() || is_time && self.is_behind();
+        let settles =
+            !self.settling.is_empty() || self.is_behind() && (self.is_time() || batch.is_last);
         if batch.is_empty() && !settles && self.surplus().is_none() && !self.forgets {
             return Ok(());
         }
@@ -297,7 +298,7 @@ impl Writer {
         shared.bytes.fetch_add(written.bytes, Relaxed); // roughly, until it is measured
         shared.quarantined.fetch_add(written.kept, Relaxed);
         if let Some(through) = written.settled_through {
-            self.settled_at = Instant::now();
+            self.settled_at = self.clock.steady();
             // The deferred ones first: an event on its way from the one to the other counts twice.
             add(&shared.deferred, written.change.deferred);
             add(&shared.dead_letters, written.change.dead_letters);
@@ -391,6 +392,12 @@ impl Writer {
     pub(super) fn is_behind(&self) -> bool {
         let settle_through = self.shared.settle_through.load(Relaxed);
         settle_through > self.shared.settled_through.load(Relaxed)
+    }
+
+    /// Whether the watermark has waited long enough.
+    pub(super) fn is_time(&self) -> bool {
+        let passed = self.clock.steady().saturating_sub(self.settled_at);
+        Duration::from_millis(passed) >= SETTLE_EVERY
     }
 
     pub(super) fn log_bytes(&self) -> u64 {

@@ -1,6 +1,6 @@
 //! What is tried again: which of the deferred have their turn, and what becomes of them.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Context as _;
 
@@ -30,10 +30,10 @@ impl Relay {
         let not_after = now.saturating_add(milliseconds(self.config.retry_max));
         let due = self.reader.run_here(|reading| reading.due(now, not_after, limit));
         let due = due.context(UNREADABLE)?;
-        if !due.is_empty() || self.probed_at.elapsed() < ASK_EVERY {
+        if !due.is_empty() || self.since(self.probed_at) < ASK_EVERY {
             return Ok(due);
         }
-        self.probed_at = Instant::now();
+        self.probed_at = now;
         let first = self.reader.run_here(|reading| reading.deferred_after(0, 1));
         first.context(UNREADABLE)
     }
@@ -88,7 +88,7 @@ impl Relay {
 
     /// The deferred fail as ever. If nothing else was delivered for a while, the sink is not up.
     fn give_up_for_now(&mut self, reason: Reason) -> Round {
-        let is_quiet = self.delivered_at.is_none_or(|at| at.elapsed() >= QUIET);
+        let is_quiet = self.delivered_at.is_none_or(|moment| self.since(moment.at) >= QUIET);
         if is_quiet {
             self.gives_back = true;
             self.standing.down(reason, self.outbox.pending());

@@ -8,6 +8,7 @@ use tokio::sync::watch;
 
 use crate::metrics::Metrics;
 use crate::sink::{Kind, Reason};
+use crate::time::Clock;
 
 /// How often the log repeats that the sink takes nothing.
 const REMINDER: Duration = Duration::from_secs(600);
@@ -24,19 +25,20 @@ pub(crate) enum SinkState {
 pub(super) struct Standing {
     state: watch::Sender<SinkState>,
     metrics: Arc<Metrics>,
+    clock: Clock,
     /// Rounds in a row in which it took nothing.
     pub(super) failures: u32,
-    /// When it last said how it is.
-    heard_at: Option<Instant>,
+    /// When it last said how it is, by the steady clock.
+    heard_at: Option<u64>,
     /// What the log said last, and when.
     said: Option<(Kind, Instant)>,
 }
 
 impl Standing {
-    pub(super) fn new(metrics: Arc<Metrics>, is_up: bool) -> Self {
+    pub(super) fn new(metrics: Arc<Metrics>, clock: Clock, is_up: bool) -> Self {
         metrics.sink_up.set(i64::from(is_up));
         let state = watch::Sender::new(if is_up { SinkState::Up } else { SinkState::Unknown });
-        Standing { state, metrics, failures: 0, heard_at: None, said: None }
+        Standing { state, metrics, clock, failures: 0, heard_at: None, said: None }
     }
 
     pub(super) fn subscribe(&self) -> watch::Receiver<SinkState> {
@@ -56,16 +58,17 @@ impl Standing {
     }
 
     pub(super) fn was_heard_within(&self, time: Duration) -> bool {
-        self.heard_at.is_some_and(|at| at.elapsed() < time)
+        let now = self.clock.steady();
+        self.heard_at.is_some_and(|at| Duration::from_millis(now.saturating_sub(at)) < time)
     }
 
     /// It was asked, and nothing has changed.
     pub(super) fn hear(&mut self) {
-        self.heard_at = Some(Instant::now());
+        self.heard_at = Some(self.clock.steady());
     }
 
     pub(super) fn up(&mut self, waiting: u64) {
-        self.heard_at = Some(Instant::now());
+        self.heard_at = Some(self.clock.steady());
         let attempts = std::mem::take(&mut self.failures);
         if self.is_up() {
             return;
@@ -84,7 +87,7 @@ impl Standing {
     }
 
     pub(super) fn down(&mut self, reason: Reason, waiting: u64) {
-        self.heard_at = Some(Instant::now());
+        self.heard_at = Some(self.clock.steady());
         let is_news =
             self.said.is_none_or(|(kind, at)| kind != reason.kind || at.elapsed() >= REMINDER);
         if is_news {
