@@ -43,7 +43,10 @@ impl Writer {
         match result.map_err(|error| StorageError::of(&error, &self.reserve)) {
             Ok(()) => Ok(()),
             Err(StorageError::Refused(refusal)) => {
-                self.roll_back(refusal);
+                // A lock that is met while room is made ends nothing: the reserve is given up then, and
+                // only a full disk that is over brings it back.
+                let is_disk_full = self.condition.refusal() == Some(Refusal::DiskFull);
+                self.roll_back(if is_disk_full { Refusal::DiskFull } else { refusal });
                 Ok(())
             }
             Err(StorageError::Broken(reason)) => Err(reason),
