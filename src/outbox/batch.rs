@@ -4,6 +4,8 @@ use rusqlite::{Transaction, params};
 use tokio::sync::oneshot;
 
 use super::ids::{Ids, Seen};
+#[cfg(test)]
+use super::probe::{Probe, Rest};
 use super::row::{OVERHEAD, Stored, insert, inserting};
 use super::settlement::{Change, Settlement};
 use super::{Command, Outcome, Quarantined, Receipt, Record, Refusal, Waiter};
@@ -23,7 +25,7 @@ pub(super) struct Batch {
     #[cfg(test)]
     pub(super) ticks: Vec<oneshot::Sender<()>>,
     #[cfg(test)]
-    pub(super) limits: Vec<(u64, oneshot::Sender<()>)>,
+    pub(super) probes: Vec<(Probe, oneshot::Sender<Rest>)>,
 }
 
 impl Batch {
@@ -38,7 +40,11 @@ impl Batch {
             #[cfg(test)]
             Command::Tick(done) => self.ticks.push(done),
             #[cfg(test)]
-            Command::LimitPages(limit, done) => self.limits.push((limit, done)),
+            Command::Together(commands) => {
+                commands.into_iter().for_each(|command| self.add(command))
+            }
+            #[cfg(test)]
+            Command::Probe(probe, answer) => self.probes.push((probe, answer)),
         }
     }
 

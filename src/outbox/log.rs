@@ -75,6 +75,11 @@ impl Log {
         Log { due, checkpoint_pages, is_running: false, is_held: false, behind: 0 }
     }
 
+    #[cfg(test)]
+    pub(super) fn is_checkpointing(&self) -> bool {
+        self.is_running
+    }
+
     /// How long it gets, as a rule.
     pub(super) fn max_pages(&self) -> u64 {
         FAR_BEHIND * self.checkpoint_pages

@@ -33,6 +33,8 @@ mod lists;
 mod lock;
 mod log;
 mod migrate;
+#[cfg(test)]
+pub(crate) mod probe;
 mod reader;
 mod recovery;
 mod reserve;
@@ -138,9 +140,11 @@ enum Command {
     /// Does what the clock would have it do once a second.
     #[cfg(test)]
     Tick(oneshot::Sender<()>),
-    /// Lets the file grow to so many pages, and no further, as a full disk does.
+    /// These, in one batch.
     #[cfg(test)]
-    LimitPages(u64, oneshot::Sender<()>),
+    Together(Vec<Command>),
+    #[cfg(test)]
+    Probe(probe::Probe, oneshot::Sender<probe::Rest>),
 }
 
 /// What others may know without asking the file.
@@ -335,15 +339,6 @@ impl Outbox {
         let (done, receiver) = oneshot::channel();
         let _ = self.commands.send(Command::Tick(done));
         let _ = receiver.await; // a poisoned outbox does nothing more
-    }
-
-    /// A disk that is full, but for so many pages; or one that is not.
-    #[cfg(test)]
-    pub(crate) async fn limit_pages(&self, more: Option<u64>) {
-        let (done, receiver) = oneshot::channel();
-        let limit = more.unwrap_or(u64::from(u32::MAX) - 1);
-        let _ = self.commands.send(Command::LimitPages(limit, done));
-        let _ = receiver.await;
     }
 }
 

@@ -18,11 +18,19 @@ const MORE_BYTES: usize = 64 * 1024;
 pub(super) struct Reserve {
     outbox: PathBuf,
     path: PathBuf,
+    /// As if the disk were full.
+    #[cfg(test)]
+    pub(super) is_full: std::sync::Arc<std::sync::atomic::AtomicBool>,
 }
 
 impl Reserve {
     pub(super) fn of(outbox: &Path) -> Self {
-        Reserve { outbox: outbox.to_owned(), path: beside(outbox, "-reserve") }
+        Reserve {
+            outbox: outbox.to_owned(),
+            path: beside(outbox, "-reserve"),
+            #[cfg(test)]
+            is_full: std::sync::Arc::default(),
+        }
     }
 
     pub(super) fn outbox(&self) -> &Path {
@@ -32,6 +40,10 @@ impl Reserve {
     /// Sets the space aside, if it is not. Whether there is room, also for more; an error is of another
     /// kind.
     pub(super) fn hold(&self) -> io::Result<bool> {
+        #[cfg(test)]
+        if self.is_full.load(std::sync::atomic::Ordering::Relaxed) {
+            return Ok(false);
+        }
         let is_held = fs::metadata(&self.path).is_ok_and(|found| found.len() == BYTES as u64);
         if !is_held && !try_writing(&self.path, BYTES)? {
             return Ok(false);

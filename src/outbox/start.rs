@@ -143,6 +143,7 @@ fn build(
         settling: Vec::new(),
         forgets: false,
         unmeasured: 0,
+        is_stepped: false,
     };
     writer.load()?;
     Ok(writer)

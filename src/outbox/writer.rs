@@ -76,6 +76,8 @@ pub(super) struct Writer {
     pub(super) forgets: bool,
     /// Bytes written since the last measuring.
     pub(super) unmeasured: u64,
+    /// It is a test that says when to tick.
+    pub(super) is_stepped: bool,
 }
 
 impl Writer {
@@ -117,7 +119,9 @@ impl Writer {
             }
             if now >= next_tick {
                 next_tick = now + TICK;
-                self.tick()?;
+                if !self.is_stepped {
+                    self.tick()?;
+                }
             }
             let mut batch = Batch::default();
             match self.commands.recv_timeout(self.patience().min(next_watch.min(next_tick) - now)) {
@@ -127,19 +131,16 @@ impl Writer {
             }
             self.gather(&mut batch);
             #[cfg(test)]
-            for (limit, done) in std::mem::take(&mut batch.limits) {
-                // No less than there are: SQLite sees to that.
-                let sql = format!("PRAGMA max_page_count = {}", limit.max(1));
-                self.connection.query_row(&sql, [], |_| Ok(())).unwrap();
-                let _ = done.send(());
-            }
-            #[cfg(test)]
             for done in std::mem::take(&mut batch.ticks) {
                 self.tick()?;
                 let _ = done.send(());
             }
+            #[cfg(test)]
+            let probes = std::mem::take(&mut batch.probes);
             let is_last = batch.is_last;
             self.commit(batch)?;
+            #[cfg(test)]
+            self.answer_probes(probes);
             if is_last {
                 return Ok(());
             }

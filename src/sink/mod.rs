@@ -177,7 +177,7 @@ impl Sink {
             #[cfg(feature = "rabbitmq")]
             Sink::Rabbitmq(rabbitmq) => rabbitmq.ready().await,
             #[cfg(test)]
-            Sink::Scripted(_) => Ok(()),
+            Sink::Scripted(scripted) => scripted.ready(),
         }
     }
 

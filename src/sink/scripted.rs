@@ -2,17 +2,18 @@
 
 use std::sync::{Arc, Mutex};
 
-use super::Verdict;
+use super::{Reason, Verdict};
 use crate::outbox::Stored;
 
-type Script = Box<dyn FnMut(u64) -> Verdict + Send + Sync>;
+type Script = Box<dyn FnMut(&[Stored]) -> Vec<Verdict> + Send + Sync>;
+type Readiness = Box<dyn FnMut() -> Result<(), Reason> + Send + Sync>;
 
 /// The positions of each batch, with the verdicts.
 pub(crate) type Journal = Arc<Mutex<Vec<Vec<(u64, Verdict)>>>>;
 
 pub(crate) struct Scripted {
     script: Script,
-    journal: Journal,
+    readiness: Readiness,
     /// How often it leaves the last verdict out.
     pub(crate) forgets: u32,
 }
@@ -20,21 +21,37 @@ pub(crate) struct Scripted {
 impl Scripted {
     /// `script` judges an event by its position.
     pub(crate) fn new(
-        script: impl FnMut(u64) -> Verdict + Send + Sync + 'static,
+        mut script: impl FnMut(u64) -> Verdict + Send + Sync + 'static,
     ) -> (Self, Journal) {
         let journal = Journal::default();
-        (Scripted { script: Box::new(script), journal: journal.clone(), forgets: 0 }, journal)
+        let kept = journal.clone();
+        let judge = move |events: &[Stored]| {
+            let verdicts: Vec<_> = events.iter().map(|event| script(event.position)).collect();
+            let positions = events.iter().map(|event| event.position);
+            kept.lock().unwrap().push(positions.zip(verdicts.clone()).collect());
+            verdicts
+        };
+        (Self::judging(judge, || Ok(())), journal)
+    }
+
+    /// `judge` is given whole batches, and may leave verdicts out.
+    pub(crate) fn judging(
+        judge: impl FnMut(&[Stored]) -> Vec<Verdict> + Send + Sync + 'static,
+        readiness: impl FnMut() -> Result<(), Reason> + Send + Sync + 'static,
+    ) -> Self {
+        Scripted { script: Box::new(judge), readiness: Box::new(readiness), forgets: 0 }
+    }
+
+    pub(super) fn ready(&mut self) -> Result<(), Reason> {
+        (self.readiness)()
     }
 
     pub(super) fn deliver(&mut self, events: &[Stored]) -> Vec<Verdict> {
-        let mut verdicts: Vec<_> =
-            events.iter().map(|event| (self.script)(event.position)).collect();
+        let mut verdicts = (self.script)(events);
         if self.forgets > 0 {
             self.forgets -= 1;
             verdicts.pop();
         }
-        let positions = events.iter().map(|event| event.position);
-        self.journal.lock().unwrap().push(positions.zip(verdicts.clone()).collect());
         verdicts
     }
 }

@@ -1,387 +1,393 @@
-//! The outbox and its relay as they are, and what the model knows of them.
+//! The outbox and its relay as they are, driven step by step beside the oracle.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::future::poll_fn;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex};
+use std::task::Poll;
 
+use proptest::prelude::*;
 use rusqlite::Connection;
 use tempfile::TempDir;
-use tokio::sync::oneshot;
-use uuid::Uuid;
 
-use super::super::*;
-use super::{Op, WINDOW};
-use crate::event::recreated_id;
-use crate::outbox::fixtures::{self, START, close, record};
-use crate::outbox::{List, Outcome, Quarantined, Receipt, Refusal, Workers};
-use crate::sink::scripted::{Journal, Scripted};
+use super::super::Relay;
+use super::checks::{Call, Turn};
+use super::oracle::{Check, Moment, Oracle, Seen, State};
+use super::stage::{
+    RETRY_MAX, RETRY_MIN, Stage, all_delivered, event, malformed, open, shared_memory,
+};
+use super::{Callback, Op, Script, Settings};
+use crate::outbox::fixtures::START;
+use crate::outbox::probe::{Probe, Rest, Submission};
+use crate::outbox::{Health, List, Outbox, Reader, Refusal, Workers};
 use crate::time::Clock;
 
-const HISTORY: u64 = 8;
-
-/// An accepted event, as the model knows it.
-struct Event {
-    id: Uuid,
-    topic: u8,
-    deliveries: u32,
-    /// Delivered in this run: not again before a kill.
-    is_done: bool,
-    was_refused: bool,
-    was_deferred: bool,
-}
+/// The space that is kept for the day when the disk is full.
+const RESERVE: u64 = 512 * 1024;
 
 /// The real thing, and beside it the model.
 pub(super) struct World {
     folder: TempDir,
+    settings: Settings,
     clock: Clock,
     outbox: Outbox,
+    reader: Reader,
     workers: Workers,
-    relay: Relay,
-    journal: Journal,
-    script: Arc<Mutex<Vec<u8>>>,
-    is_full: bool,
-    events: BTreeMap<u64, Event>,
-    /// By topic, when it was created last.
-    created: BTreeMap<u8, u64>,
-    quarantined: u64,
+    turn: Doing,
+    stage: Arc<Mutex<Stage>>,
+    lock: Option<Connection>,
+    reading: Option<Connection>,
+    is_disk_full: bool,
+    log_bytes: u64,
+    oracle: Oracle,
+    trace: Vec<String>,
 }
 
-fn verdict(script: &[u8], call: usize) -> Verdict {
-    let reason = |kind| Reason::new(kind, "scripted");
-    match script[call % script.len()] {
-        0 => Verdict::Later(reason(Kind::Unroutable)),
-        1 => Verdict::Later(reason(Kind::Other)),
-        2 => Verdict::Refused(reason(Kind::Invalid)),
-        3 => Verdict::Away(reason(Kind::Unreachable)),
-        _ => Verdict::Delivered,
-    }
-}
+type Work = Pin<Box<dyn Future<Output = (Box<Relay>, anyhow::Result<()>)>>>;
 
-fn first_id(topic: u8) -> Uuid {
-    record(&format!("t{topic}"), 0).event.id
+/// What the relay is doing.
+enum Doing {
+    Nothing(Box<Relay>),
+    /// A round, or a flush, that waits for the outbox.
+    Work(Work),
+    Ended,
 }
 
 impl World {
-    pub(super) fn new() -> Self {
+    pub(super) async fn new(settings: Settings) -> Check<Self> {
+        fastrand::seed(7);
         let folder = TempDir::new_in(shared_memory()).unwrap();
+        let stage = Stage { script: all_delivered(), said: 0, calls: Vec::new() };
+        let stage = Arc::new(Mutex::new(stage));
         let clock = Clock::scripted(START);
-        let script = Arc::new(Mutex::new(vec![9]));
-        let (outbox, workers, relay, journal) = open(&folder, &clock, &script);
-        World {
+        let (outbox, workers, relay) = open(&folder, &settings, &clock, &stage);
+        let mut world = World {
             folder,
+            oracle: Oracle::new(settings.clone()),
+            settings,
             clock,
+            reader: outbox.reader().unwrap(),
             outbox,
             workers,
-            relay,
-            journal,
-            script,
-            is_full: false,
-            events: BTreeMap::new(),
-            created: BTreeMap::new(),
-            quarantined: 0,
-        }
+            turn: Doing::Nothing(relay),
+            stage,
+            lock: None,
+            reading: None,
+            is_disk_full: false,
+            log_bytes: 0,
+            trace: Vec::new(),
+        };
+        world.begin().await?;
+        Ok(world)
     }
 
-    pub(super) async fn step(mut self, op: &Op) -> Self {
+    /// After a start.
+    async fn begin(&mut self) -> Check {
+        let (settled_through, now) = (self.outbox.settled_through(), self.clock.steady());
+        self.oracle.restart(settled_through, now, RETRY_MAX)?;
+        self.outbox.probe(Probe::StepByStep).await;
+        self.come_to_rest().await?;
+        self.check_content()
+    }
+
+    pub(super) async fn step(mut self, op: &Op) -> Check<Self> {
+        self.trace.push(format!("{op:?}"));
         match op {
-            Op::Append(topics) => self.append(topics).await,
-            Op::AppendUnderLock(topic) => {
-                let lock = self.lock();
-                self.append_to(&[*topic], &[Refusal::Locked]).await;
-                drop(lock);
-                self.outbox.tick().await; // finds out that it is gone
+            Op::Submit(callbacks) => self.submit(callbacks).await?,
+            Op::Round(script) => self.round(script),
+            Op::Flush => self.flush(),
+            Op::Tick => self.tick().await?,
+            Op::Lock if self.lock.is_none() => self.lock = Some(self.other("BEGIN IMMEDIATE")),
+            Op::Unlock => self.lock = None,
+            Op::Read if self.reading.is_none() => {
+                self.reading = Some(self.other("BEGIN; SELECT count(*) FROM events"));
             }
-            Op::Quarantine => self.quarantine().await,
-            Op::Round(script) => self.round(script, 0, None).await,
-            Op::ShortRound => self.round(&[9], 1, None).await,
-            Op::RoundUnderLock(script) => {
-                let lock = self.lock();
-                self.round(script, 0, Some(lock)).await;
-                self.outbox.tick().await;
+            Op::Lock | Op::Read => {}
+            Op::EndReading => self.reading = None,
+            Op::FillDisk(more) => {
+                self.is_disk_full = true;
+                self.outbox.probe(Probe::FillDisk(*more)).await;
             }
-            Op::FullDisk(is_full) => {
-                self.is_full = *is_full;
-                self.outbox.limit_pages(is_full.then_some(0)).await;
-            }
-            Op::Tick => self.outbox.tick().await,
-            Op::Flush => self.flush().await,
-            Op::Pass(time) => {
-                self.clock.set(self.clock.wall() + time, self.clock.steady() + time);
-            }
-            Op::SetWall(shift) => {
-                self.clock
-                    .set(self.clock.wall().saturating_add_signed(*shift), self.clock.steady());
-            }
+            Op::EmptyDisk => self.empty_disk().await,
+            Op::Pass(time) => self.set_clock(*time, 0),
+            Op::SetWall(shift) => self.set_clock(0, *shift),
             Op::Kill(shift) => return self.restart(*shift, true).await,
-            Op::Restart(shift) => return self.restart(*shift, false).await,
+            Op::Stop(shift) => return self.restart(*shift, false).await,
         }
-        self
+        self.come_to_rest().await?;
+        Ok(self)
     }
 
-    fn lock(&self) -> Connection {
+    fn other(&self, sql: &str) -> Connection {
         let other = Connection::open(self.folder.path().join("outbox.db")).unwrap();
-        other.execute_batch("BEGIN IMMEDIATE").unwrap();
+        other.execute_batch(sql).unwrap();
         other
     }
 
-    async fn append(&mut self, topics: &[u8]) {
-        let may_refuse: &[Refusal] = if self.is_full { &[Refusal::DiskFull] } else { &[] };
-        self.append_to(topics, may_refuse).await;
+    async fn empty_disk(&mut self) {
+        self.is_disk_full = false;
+        self.outbox.probe(Probe::EmptyDisk).await;
     }
 
-    async fn append_to(&mut self, topics: &[u8], may_refuse: &[Refusal]) {
-        let (wall, steady) = (self.clock.wall(), self.clock.steady());
-        let waiting: Vec<oneshot::Receiver<Outcome>> = topics
+    fn set_clock(&mut self, passed: u64, shift: i64) {
+        let wall = (self.clock.wall() + passed).saturating_add_signed(shift);
+        self.clock.set(wall, self.clock.steady() + passed);
+    }
+
+    async fn submit(&mut self, callbacks: &[Callback]) -> Check {
+        let wall = self.clock.wall();
+        let callbacks: Vec<_> = callbacks
             .iter()
-            .map(|topic| self.outbox.append(record(&format!("t{topic}"), wall)).unwrap())
+            .map(|callback| match callback.topic {
+                Some(topic) => Ok(event(topic, callback.size, wall)),
+                None => Err(callback.size),
+            })
             .collect();
-        for (topic, answer) in topics.iter().zip(waiting) {
-            let before = self.created.get(topic).copied();
-            let is_repeat = before.is_some_and(|at| steady.abs_diff(at) < WINDOW);
-            match answer.await.unwrap() {
-                Ok(Receipt::Accepted) => {
-                    assert!(!is_repeat, "a repeat of topic {topic} was accepted");
-                    let id = match before {
-                        Some(_) => recreated_id(first_id(*topic), wall),
-                        None => first_id(*topic),
-                    };
-                    let position = self.events.len() as u64 + 1;
-                    let event = Event {
-                        id,
-                        topic: *topic,
-                        deliveries: 0,
-                        is_done: false,
-                        was_refused: false,
-                        was_deferred: false,
-                    };
-                    self.events.insert(position, event);
-                    self.created.insert(*topic, steady);
+        let moment = Moment {
+            steady: self.clock.steady(),
+            bytes: self.outbox.bytes(),
+            log_bytes: self.log_bytes,
+            is_locked: self.lock.is_some(),
+            is_disk_full: self.is_disk_full,
+        };
+        let submissions = callbacks.iter().map(|callback| match callback {
+            Ok(record) => Submission::Event(record.clone()),
+            Err(size) => Submission::Malformed(malformed(*size, wall)),
+        });
+        let answers = self.outbox.submit_together(submissions.collect());
+        let mut answered = Vec::new();
+        for (callback, answer) in callbacks.into_iter().zip(answers) {
+            let outcome = answer.await.map_err(|_| TestCaseError::fail("no answer"))?;
+            answered.push((callback.map_err(|size| size as u64), outcome));
+        }
+        let outcomes: Vec<_> = answered.iter().map(|(_, outcome)| outcome).collect();
+        self.trace.push(format!("answered {outcomes:?}"));
+        prop_assert_eq!(self.outbox.queued(), 0, "who is answered does not wait");
+        self.oracle.submit(&answered, moment)
+    }
+
+    fn round(&mut self, script: &Script) {
+        self.begin_work(Some(script.clone()));
+    }
+
+    fn flush(&mut self) {
+        self.begin_work(None);
+    }
+
+    /// A relay that still waits for the outbox goes on with that.
+    fn begin_work(&mut self, script: Option<Script>) {
+        self.turn = match std::mem::replace(&mut self.turn, Doing::Ended) {
+            Doing::Nothing(mut relay) => {
+                let is_round = script.is_some();
+                if let Some(script) = script {
+                    let mut stage = self.stage.lock().unwrap();
+                    (stage.script, stage.said) = (script, 0);
                 }
-                Ok(Receipt::Duplicate) => assert!(is_repeat, "topic {topic} was swallowed"),
-                Ok(Receipt::Quarantined) => panic!("an event was quarantined"),
-                Err(refusal) => assert!(may_refuse.contains(&refusal), "{refusal}"),
+                Doing::Work(Box::pin(async move {
+                    let result =
+                        if is_round { relay.round().await.map(drop) } else { relay.flush().await };
+                    (relay, result)
+                }))
             }
-        }
-        assert_eq!(*self.outbox.last().borrow(), self.events.len() as u64);
-    }
-
-    async fn quarantine(&mut self) {
-        let callback = Quarantined {
-            sdk_app_id: 1,
-            client_ip: None,
-            client_platform: None,
-            received_at: self.clock.wall(),
-            reason: "scripted".into(),
-            body: vec![b'x'; 100],
+            busy => busy,
         };
-        match self.outbox.quarantine(callback).unwrap().await.unwrap() {
-            Ok(_) => self.quarantined += 1,
-            Err(Refusal::QuarantineFull) => assert_eq!(self.quarantined, 3),
-            Err(refusal) => assert!(self.is_full && refusal == Refusal::DiskFull, "{refusal}"),
-        }
     }
 
-    async fn round(&mut self, script: &[u8], forgets: u32, lock: Option<Connection>) {
-        *self.script.lock().unwrap() = script.to_vec();
-        if let Sink::Scripted(sink) = &mut self.relay.sink {
-            sink.forgets = forgets;
+    async fn tick(&mut self) -> Check {
+        let before = self.outbox.bytes();
+        self.outbox.tick().await;
+        self.oracle.tick(self.clock.steady());
+        let after = self.outbox.bytes();
+        let mut rest = self.writer_at_rest().await?;
+        if self.oracle.health == Some(Refusal::LogHeld) && rest.log_bytes < self.settings.max_bytes
+        {
+            // The log was being emptied just then, and is now: the next tick finds that out.
+            self.outbox.tick().await;
+            rest = self.writer_at_rest().await?;
         }
-        let unlock = async {
-            if let Some(lock) = lock {
-                sleep(Duration::from_millis(15)).await;
-                drop(lock);
+        let seen = self.see(rest);
+        self.oracle.health_after_tick(&seen, [before, after])?;
+        let has_reserve = std::fs::metadata(self.folder.path().join("outbox.db-reserve"))
+            .is_ok_and(|found| found.len() == RESERVE);
+        prop_assert!(
+            has_reserve || self.is_disk_full || seen.health.is_some(),
+            "there is no reserve for the next time the disk is full"
+        );
+        Ok(())
+    }
+
+    async fn look(&self) -> Check<Rest> {
+        let rest = self.outbox.probe(Probe::Look).await;
+        rest.ok_or_else(|| TestCaseError::fail(format!("{:?}", *self.outbox.health().borrow())))
+    }
+
+    /// Waits until writer and relay do nothing more by themselves.
+    async fn come_to_rest(&mut self) -> Check {
+        let mut rest = self.writer_at_rest().await?;
+        for _ in 0..100 {
+            let Doing::Work(work) = &mut self.turn else { break };
+            let polled = poll_fn(|context| Poll::Ready(work.as_mut().poll(context))).await;
+            let calls = std::mem::take(&mut self.stage.lock().unwrap().calls);
+            let is_stalled = match &polled {
+                Poll::Ready((relay, _)) => relay.stalled_at.is_some(),
+                Poll::Pending => false, // then it would not write
+            };
+            self.judge(&calls, is_stalled)?;
+            if let Poll::Ready((relay, result)) = polled {
+                result.map_err(|error| TestCaseError::fail(format!("{error:#}")))?;
+                self.oracle.written(relay.cursor)?;
+                self.turn = Doing::Nothing(relay);
             }
+            rest = self.writer_at_rest().await?;
+            if rest.settlements > 0 {
+                break;
+            }
+        }
+        if rest.settlements > 0 {
+            let waits = matches!(self.turn, Doing::Work(_));
+            prop_assert!(waits, "the relay goes on before its settlement is written");
+        } else {
+            prop_assert!(matches!(self.turn, Doing::Nothing(_)), "the relay waits for nothing");
+        }
+        self.log_bytes = rest.log_bytes;
+        let seen = self.see(rest);
+        self.trace.push(format!("{seen:?}"));
+        self.oracle.rest(&seen, self.clock.steady())
+    }
+
+    fn judge(&mut self, calls: &[Call], is_stalled: bool) -> Check {
+        for call in calls {
+            let positions: Vec<_> = call.events.iter().map(|event| event.position).collect();
+            self.trace.push(format!("handed over {positions:?}: {:?}", call.verdicts));
+        }
+        let now = self.clock.steady();
+        let turn = Turn { now, is_stalled, retry_min: RETRY_MIN, retry_max: RETRY_MAX };
+        self.oracle.round(calls, turn)
+    }
+
+    async fn writer_at_rest(&self) -> Check<Rest> {
+        for _ in 0..100_000 {
+            let rest = self.look().await?;
+            let cannot_write = self.lock.is_some()
+                || *self.outbox.health().borrow() == Health::Refusing(Refusal::DiskFull);
+            if !rest.is_checkpointing && (cannot_write || !rest.has_work()) {
+                return Ok(rest);
+            }
+        }
+        Err(TestCaseError::fail("the writer never comes to rest"))
+    }
+
+    fn see(&self, rest: Rest) -> Seen {
+        let health = match &*self.outbox.health().borrow() {
+            Health::Taking => None,
+            Health::Refusing(refusal) => Some(*refusal),
+            Health::Poisoned(_) => Some(Refusal::Poisoned),
         };
-        // What it has to write it waits for: a full disk is tried again by the clock.
-        let ticking = async {
-            loop {
-                sleep(Duration::from_millis(2)).await;
-                self.outbox.limit_pages(None).await;
-                self.outbox.tick().await;
-            }
-        };
-        tokio::select! {
-            (result, ()) = async { tokio::join!(self.relay.round(), unlock) } => drop(result.unwrap()),
-            () = ticking => {}
-        }
-        if self.is_full {
-            self.outbox.limit_pages(Some(0)).await;
-        }
-        let calls = std::mem::take(&mut *self.journal.lock().unwrap());
-        for (position, verdict) in calls.into_iter().flatten() {
-            let event =
-                self.events.get_mut(&position).expect("only what was accepted is delivered");
-            match verdict {
-                // A batch that was not judged whole counts as not delivered.
-                Verdict::Delivered if forgets > 0 => event.deliveries += 1,
-                Verdict::Delivered => {
-                    assert!(!event.is_done, "position {position} was delivered twice");
-                    event.is_done = true;
-                    event.deliveries += 1;
-                }
-                Verdict::Refused(_) => event.was_refused = true,
-                Verdict::Later(_) => event.was_deferred = true,
-                Verdict::Away(_) => {}
-            }
-        }
-        self.check();
-    }
-
-    async fn flush(&mut self) {
-        if !self.is_full {
-            self.relay.flush().await.unwrap();
-            self.check();
+        Seen {
+            last: *self.outbox.last().borrow(),
+            newest: self.reader.run_here(|reading| reading.newest()).unwrap(),
+            settled_through: self.outbox.settled_through(),
+            pending: self.outbox.pending(),
+            deferred: self.outbox.deferred(),
+            dead_letters: self.outbox.dead_letters(),
+            quarantined: self.outbox.quarantined(),
+            oldest: self.reader.run_here(|reading| reading.before_oldest()).unwrap() + 1,
+            health,
+            rest,
+            is_locked: self.lock.is_some(),
+            is_disk_full: self.is_disk_full,
         }
     }
 
-    /// What holds at any time: each event is somewhere, and where it belongs.
-    fn check(&self) {
-        let reader = self.outbox.reader().unwrap();
+    /// What is in the file is what the model knows, row by row.
+    fn check_content(&mut self) -> Check {
+        let reader = self.reader.clone();
+        let kept = reader.run_here(|reading| reading.after(0, 10_000)).unwrap();
+        let positions: Vec<_> = kept.iter().map(|slot| slot.as_ref().unwrap().position).collect();
+        let oldest = self.oracle.last() + 1 - positions.len() as u64;
+        prop_assert_eq!(&positions, &(oldest..=self.oracle.last()).collect::<Vec<_>>(), "a hole");
+        for stored in kept.into_iter().flatten() {
+            let event = self.oracle.event(stored.position).unwrap();
+            prop_assert_eq!(&stored, &event.stored);
+        }
         let deferred = reader.run_here(|reading| reading.deferred_after(0, 10_000)).unwrap();
-        let deferred: BTreeSet<_> =
-            deferred.into_iter().map(|deferred| deferred.slot.unwrap().position).collect();
-        let dead = reader.run_here(|reading| reading.list(List::DeadLetters, 0, 10_000)).unwrap();
-        let dead: BTreeSet<_> = dead.into_iter().map(|dead| dead.position).collect();
-        let kept = fixtures::kept(&self.outbox);
-        let kept: BTreeMap<_, _> =
-            kept.into_iter().map(|(at, id, topic)| (at, (id, topic))).collect();
-        let newest = self.events.len() as u64;
-        for (position, event) in &self.events {
-            let is_in_line = *position > self.relay.cursor;
-            let is_somewhere = event.deliveries > 0
-                || is_in_line
-                || deferred.contains(position)
-                || dead.contains(position);
-            assert!(is_somewhere, "position {position} is lost");
-            assert!(!deferred.contains(position) || event.was_deferred && !event.is_done);
-            assert!(!dead.contains(position) || event.was_refused && !event.is_done);
-            match kept.get(position) {
-                Some(found) => assert_eq!(*found, (event.id, format!("t{}", event.topic))),
-                None => {
-                    assert!(!is_in_line && newest - position >= HISTORY, "{position} is trimmed")
-                }
-            }
+        for stored in deferred.into_iter().map(|deferred| deferred.slot.unwrap()) {
+            let event = self.oracle.event(stored.position).unwrap();
+            prop_assert_eq!((&stored, State::Deferred), (&event.stored, event.state));
         }
-        assert_eq!(self.outbox.deferred(), deferred.len() as u64);
-        assert_eq!(self.outbox.dead_letters(), dead.len() as u64);
-        assert_eq!(self.outbox.quarantined(), self.quarantined);
-        let written = self.outbox.settled_through();
-        assert!(written <= self.relay.cursor, "more is settled than was");
-        assert_eq!(self.outbox.pending(), newest - written + deferred.len() as u64);
+        let dead = reader.run_here(|reading| reading.list(List::DeadLetters, 0, 10_000)).unwrap();
+        for dead in dead {
+            let event = self.oracle.event(dead.position).unwrap();
+            let content = event.stored.event.structured().into_bytes();
+            prop_assert_eq!((dead.content, State::Dead), (content, event.state));
+            prop_assert_eq!(dead.reason.as_deref(), Some("scripted"));
+        }
+        Ok(())
     }
 
     /// Ends in order, or as `kill -9` ends it: what was written is all there, and nothing is closed.
-    async fn restart(self, shift: i64, is_kill: bool) -> Self {
-        let World { folder, clock, outbox, workers, relay, script, .. } = self;
-        let copied = is_kill.then(|| copy(&folder));
-        if !is_kill {
-            outbox.limit_pages(None).await;
-            outbox.tick().await;
-            relay.flush().await.unwrap();
+    async fn restart(mut self, shift: i64, is_kill: bool) -> Check<Self> {
+        let written = self.outbox.settled_through();
+        let can_write = self.lock.is_none()
+            && !self.is_disk_full
+            && self.oracle.health != Some(Refusal::DiskFull);
+        let cursor = match &self.turn {
+            Doing::Nothing(relay) => relay.cursor,
+            _ => self.oracle.closure(),
+        };
+        if is_kill {
+            let copy = TempDir::new_in(shared_memory()).unwrap();
+            for name in ["outbox.db", "outbox.db-wal", "outbox.db-reserve"] {
+                let _ = std::fs::copy(self.folder.path().join(name), copy.path().join(name));
+            }
+            self.folder = copy; // the old one goes on as long as it is closed below
         }
-        drop((relay, outbox));
-        close(workers).await;
-        let folder = copied.unwrap_or(folder);
-        let now = clock.steady().saturating_add_signed(shift);
-        clock.set(now, now);
-        let (outbox, workers, relay, journal) = open(&folder, &clock, &script);
-        let settled = outbox.settled_through();
-        let deferred = relay.reader.run_here(|reading| reading.deferred_after(0, 10_000)).unwrap();
-        let deferred: BTreeSet<_> =
-            deferred.iter().map(|deferred| position(&deferred.slot)).collect();
-        let mut events = self.events;
-        for (position, event) in &mut events {
-            let again = *position > settled || deferred.contains(position);
-            assert!(is_kill || !again || !event.is_done || *position > relay.cursor);
-            event.is_done &= !again;
+        let World { outbox, reader, workers, turn, lock, reading, .. } = self;
+        drop((turn, outbox, reader));
+        workers.close();
+        drop((lock, reading));
+        let (wall, steady) = (self.clock.wall(), self.clock.steady());
+        self.clock.set(wall.saturating_add_signed(shift), steady.saturating_add_signed(shift));
+        let (outbox, workers, relay) = open(&self.folder, &self.settings, &self.clock, &self.stage);
+        let settled_through = outbox.settled_through();
+        if is_kill {
+            prop_assert_eq!(settled_through, written, "what a kill leaves");
+        } else if can_write {
+            prop_assert_eq!(settled_through, cursor, "a stop writes what is settled");
         }
-        // A clock that was ahead, by more than the window, makes no duplicates.
-        let mut created = self.created;
-        for at in created.values_mut().filter(|at| **at > now + WINDOW) {
-            *at = now - WINDOW;
-        }
-        let quarantined = self.quarantined;
-        let is_full = false;
-        World {
-            folder,
-            clock,
-            outbox,
-            workers,
-            relay,
-            journal,
-            script,
-            is_full,
-            events,
-            created,
-            quarantined,
-        }
+        let (turn, lock, reading) = (Doing::Nothing(relay), None, None);
+        let reader = outbox.reader().unwrap();
+        let mut world =
+            World { outbox, reader, workers, turn, lock, reading, is_disk_full: false, ..self };
+        world.begin().await?;
+        Ok(world)
     }
 
     /// Everything is well again: whatever was accepted is delivered, or kept as a dead letter.
-    pub(super) async fn heal(mut self) {
-        self.is_full = false;
-        self.outbox.limit_pages(None).await;
-        self.outbox.tick().await;
-        for _ in 0..1000 {
-            if *self.outbox.last().borrow() <= self.relay.cursor && self.outbox.deferred() == 0 {
+    pub(super) async fn heal(mut self) -> Check<Vec<String>> {
+        for op in [Op::Unlock, Op::EndReading, Op::EmptyDisk, Op::Tick, Op::Tick] {
+            self = self.step(&op).await?;
+        }
+        let refuses = !matches!(self.oracle.health, None | Some(Refusal::Full));
+        prop_assert!(!refuses, "it still refuses: {:?}", self.oracle.health);
+        let round = Op::Round(all_delivered());
+        let enough = 3 * self.oracle.last() + 20;
+        for _ in 0..enough {
+            if self.oracle.undelivered() == 0 {
                 break;
             }
-            self.clock.set(self.clock.wall() + 60_000, self.clock.steady() + 60_000);
-            self.round(&[9], 0, None).await;
+            self = self.step(&Op::Pass(RETRY_MAX)).await?;
+            self = self.step(&round).await?;
         }
-        self.flush().await;
-        assert_eq!(self.outbox.pending(), 0, "all is delivered");
-        for (position, event) in &self.events {
-            assert!(event.deliveries > 0 || event.was_refused, "position {position} is lost");
+        prop_assert_eq!(self.oracle.undelivered(), 0, "not all is delivered");
+        for op in [round, Op::Flush] {
+            self = self.step(&op).await?;
         }
-        drop((self.relay, self.outbox));
-        close(self.workers).await;
+        prop_assert_eq!(self.outbox.pending(), 0, "the gauge says that something waits");
+        self = self.step(&Op::Stop(0)).await?;
+        prop_assert_eq!(self.outbox.settled_through(), self.oracle.last());
+        let World { outbox, reader, workers, turn, trace, .. } = self;
+        drop((turn, outbox, reader));
+        workers.close();
+        Ok(trace)
     }
-}
-
-fn open(
-    folder: &TempDir,
-    clock: &Clock,
-    script: &Arc<Mutex<Vec<u8>>>,
-) -> (Outbox, Workers, Relay, Journal) {
-    let config = config::Outbox {
-        history_events: HISTORY,
-        remember_ids: Duration::from_secs(u64::from(u32::MAX)), // for good
-        ..fixtures::settings(folder.path())
-    };
-    let (outbox, workers) = fixtures::open(&config, clock);
-    let (script, mut call) = (script.clone(), 0);
-    let (sink, journal) = Scripted::new(move |_| {
-        call += 1;
-        verdict(&script.lock().unwrap(), call)
-    });
-    let config = config::Relay {
-        batch: 4,
-        retry_min: Duration::from_millis(100),
-        retry_max: Duration::from_secs(30),
-        confirm_timeout: Duration::from_secs(1),
-        drain_timeout: Duration::ZERO,
-    };
-    let reader = outbox.reader().unwrap();
-    let metrics = Arc::new(Metrics::new("embedded"));
-    let relay = Relay::new(config, outbox.clone(), reader, Sink::Scripted(sink), metrics);
-    (outbox, workers, relay, journal)
-}
-
-/// The files as they are: nothing is written meanwhile.
-fn copy(folder: &TempDir) -> TempDir {
-    let other = Connection::open(folder.path().join("outbox.db")).unwrap();
-    other.busy_timeout(Duration::from_secs(5)).unwrap();
-    other.execute_batch("BEGIN IMMEDIATE").unwrap();
-    let copy = TempDir::new_in(shared_memory()).unwrap();
-    for name in ["outbox.db", "outbox.db-wal"] {
-        std::fs::copy(folder.path().join(name), copy.path().join(name)).unwrap();
-    }
-    copy
-}
-
-/// Where files cost no disk, if there is such a place.
-fn shared_memory() -> PathBuf {
-    let place = PathBuf::from("/dev/shm");
-    if place.is_dir() { place } else { std::env::temp_dir() }
 }
