@@ -17,7 +17,7 @@ use anyhow::Context as _;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{DeliveryFuture, FutureRecord, Producer as _, PurgeConfig};
 use tokio::task::spawn_blocking;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::{Kind, Reason, Verdict};
 use crate::config::{Config, KafkaKey};
@@ -47,6 +47,9 @@ pub(crate) struct Kafka {
     /// Whether the topic was seen, by this producer, since events were last held up.
     is_ready: bool,
 }
+
+/// How long a full queue with nothing unconfirmed in it is given.
+const QUEUE_FULL: Duration = Duration::from_millis(1);
 
 /// What became of one event at one attempt.
 type Outcome = Result<(), Failure>;
@@ -138,6 +141,12 @@ impl Kafka {
                     Err(Failure::Failed(RDKafkaErrorCode::QueueFull)) if settled < slots.len() => {
                         let _ = slots[settled].settle(deadline).await; // kept in the slot
                         settled += 1;
+                    }
+                    // The last one is confirmed a moment before its place in the queue is free.
+                    Err(Failure::Failed(RDKafkaErrorCode::QueueFull))
+                        if Instant::now() < deadline =>
+                    {
+                        sleep(QUEUE_FULL).await;
                     }
                     Err(failure) => break Slot::Done(Err(failure)),
                     Ok(future) => break Slot::Waiting(future),
