@@ -12,6 +12,8 @@ mod oracle;
 mod stage;
 mod world;
 
+use std::cell::{Cell, OnceCell};
+
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -180,12 +182,12 @@ fn trace(settings: &Settings, ops: &[Op]) -> Result<Vec<String>, TestCaseError> 
 }
 
 /// A history that fails, an operation a line.
-fn tell(result: Result<(), TestError<(Settings, Vec<Op>)>>) {
+fn tell(result: Result<(), TestError<(Settings, Vec<Op>)>>, when: &str) {
     match result {
         Ok(()) => {}
         Err(TestError::Fail(reason, (settings, ops))) => {
             let ops: Vec<_> = ops.iter().map(|op| format!("\n  {op:?}")).collect();
-            panic!("{reason}\n{settings:?}{}", ops.concat());
+            panic!("{when}: {reason}\n{settings:?}{}", ops.concat());
         }
         Err(error) => panic!("{error}"),
     }
@@ -200,9 +202,16 @@ fn whatever_happens_nothing_is_lost_invented_or_told_twice() {
         max_shrink_iters: 3000,
         ..Config::default()
     };
-    let result =
-        TestRunner::new(config).run(&history(), |(settings, ops)| trace(&settings, &ops).map(drop));
-    tell(result);
+    let (tried, first) = (Cell::new(0_u64), OnceCell::new());
+    let result = TestRunner::new(config).run(&history(), |(settings, ops)| {
+        let result = trace(&settings, &ops).map(drop);
+        if let Err(failure) = &result {
+            let _ = first.set(failure.to_string());
+        }
+        tried.set(tried.get() + u64::from(first.get().is_none())); // what is made smaller does not count
+        result
+    });
+    tell(result, &format!("after {} histories ({first:?})", tried.get()));
 }
 
 #[test]
@@ -213,5 +222,5 @@ fn the_same_history_has_the_same_trace() {
         prop_assert_eq!(trace(&settings, &ops)?, trace(&settings, &ops)?);
         Ok(())
     });
-    tell(result);
+    tell(result, "twice the same");
 }

@@ -2,6 +2,7 @@
 //! callbacks.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -110,8 +111,13 @@ pub(super) fn malformed(size: usize, received_at: u64) -> Quarantined {
     }
 }
 
-/// Where files cost no disk, if there is such a place.
-pub(super) fn shared_memory() -> PathBuf {
+/// A folder where files cost no disk, if there is such a place. Its name is not left to `tempfile`: the
+/// generator that it would ask is the one that the test makes say the same each time.
+pub(super) fn folder() -> TempDir {
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
     let place = PathBuf::from("/dev/shm");
-    if place.is_dir() { place } else { std::env::temp_dir() }
+    let place = if place.is_dir() { place } else { std::env::temp_dir() };
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let name = format!("model-{}-{number}-", std::process::id());
+    tempfile::Builder::new().prefix(&name).tempdir_in(place).unwrap()
 }

@@ -12,9 +12,7 @@ use tempfile::TempDir;
 use super::super::Relay;
 use super::checks::{Call, Turn};
 use super::oracle::{Check, Moment, Oracle, Seen, State};
-use super::stage::{
-    RETRY_MAX, RETRY_MIN, Stage, all_delivered, event, malformed, open, shared_memory,
-};
+use super::stage::{RETRY_MAX, RETRY_MIN, Stage, all_delivered, event, folder, malformed, open};
 use super::{Callback, Op, Script, Settings};
 use crate::outbox::fixtures::START;
 use crate::outbox::probe::{Probe, Rest, Submission};
@@ -54,8 +52,8 @@ enum Doing {
 
 impl World {
     pub(super) async fn new(settings: Settings) -> Check<Self> {
-        fastrand::seed(7);
-        let folder = TempDir::new_in(shared_memory()).unwrap();
+        fastrand::seed(7); // the jitter of the waits
+        let folder = folder();
         let stage = Stage { script: all_delivered(), said: 0, calls: Vec::new() };
         let stage = Arc::new(Mutex::new(stage));
         let clock = Clock::scripted(START);
@@ -335,7 +333,7 @@ impl World {
             _ => self.oracle.closure(),
         };
         if is_kill {
-            let copy = TempDir::new_in(shared_memory()).unwrap();
+            let copy = folder();
             for name in ["outbox.db", "outbox.db-wal", "outbox.db-reserve"] {
                 let _ = std::fs::copy(self.folder.path().join(name), copy.path().join(name));
             }
