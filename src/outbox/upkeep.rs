@@ -85,14 +85,8 @@ impl Writer {
     /// A commit that changes nothing, synced as one that takes an event.
     fn write_nothing(&mut self) -> rusqlite::Result<()> {
         self.set_sync(true)?;
-        let started = self.clock.steady();
-        self.shared.commit_started.store(started, Relaxed);
         let sql = "UPDATE relay SET settled_through = settled_through";
-        let result = self.connection.execute(sql, []);
-        let took = self.clock.steady().saturating_sub(started);
-        self.shared.commit_took.store(took, Relaxed);
-        self.shared.commit_started.store(0, Relaxed);
-        result.map(drop)
+        self.timed(|writer| writer.connection.execute(sql, [])).map(drop)
     }
 
     /// On a full disk: with the room that the reserve gives, settles what was delivered, lets it go, and

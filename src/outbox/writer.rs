@@ -198,7 +198,10 @@ impl Writer {
             return Ok(());
         }
         let started = Instant::now();
-        match self.write_timed(&batch, settles).map_err(|e| StorageError::of(&e, &self.reserve)) {
+        match self
+            .timed(|writer| writer.write(&batch, settles))
+            .map_err(|e| StorageError::of(&e, &self.reserve))
+        {
             Ok(written) => {
                 let accepted = written.accepted;
                 self.apply(batch, written)?;
@@ -220,10 +223,11 @@ impl Writer {
         }
     }
 
-    fn write_timed(&mut self, batch: &Batch, settles: bool) -> rusqlite::Result<Written> {
+    /// Lets others see how long a commit takes, while it does and afterwards.
+    pub(super) fn timed<T>(&mut self, commit: impl FnOnce(&mut Self) -> T) -> T {
         let started = self.clock.steady();
         self.shared.commit_started.store(started, Relaxed);
-        let result = self.write(batch, settles);
+        let result = commit(self);
         let took = self.clock.steady().saturating_sub(started);
         self.shared.commit_took.store(took, Relaxed);
         self.shared.commit_started.store(0, Relaxed);
