@@ -51,6 +51,8 @@ enum Op {
     /// The file can grow by so many pages.
     FillDisk(u64),
     EmptyDisk,
+    /// The disk alters an event that is not delivered yet: one of them, counted round.
+    Damage(usize),
     Pass(u64),
     SetWall(i64),
     /// What is in the page cache is there at the next start, and the clocks are off by so much.
@@ -123,6 +125,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (0..12_u64).prop_map(Op::FillDisk),
         1 => Just(Op::EmptyDisk),
         4 => select(vec![1, 60, 900, 5_000, 9_999, 10_000, 40_000, 100_000, 1 << 30]).prop_map(Op::Pass),
+        1 => (0..20_usize).prop_map(Op::Damage),
         1 => shift().prop_map(Op::SetWall),
         1 => shift().prop_map(Op::Kill),
         1 => shift().prop_map(Op::Stop),
@@ -212,6 +215,25 @@ fn whatever_happens_nothing_is_lost_invented_or_told_twice() {
         result
     });
     tell(result, &format!("after {} histories ({first:?})", tried.get()));
+}
+
+/// Found once: making room gives the reserve up, and the lock that was met then ended the full disk.
+#[test]
+fn a_lock_that_is_met_while_room_is_made_costs_no_reserve() {
+    let settings = Settings {
+        batch: 1,
+        history: 1,
+        history_events: 0,
+        history_gives_way: false,
+        remember_ids: 0,
+        remember_ids_max: 1,
+        max_bytes: 1 << 30,
+        quarantine_events: 0,
+    };
+    let submit = |topic, size| Op::Submit(vec![Callback { topic: Some(topic), size }]);
+    let round = Op::Round(Script { answers: vec![Answer::Delivered], missing: 0, is_ready: true });
+    let ops = [Op::FillDisk(0), submit(1, 0), submit(0, 20_000), round, Op::Lock, Op::Tick];
+    trace(&settings, &ops).unwrap();
 }
 
 #[test]

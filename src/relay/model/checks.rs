@@ -60,6 +60,7 @@ impl Oracle {
             };
             prop_assert_eq!(stored, &event.stored, "the event is another one");
             prop_assert!(!event.is_done, "{} is delivered again", position);
+            prop_assert!(!event.is_damaged, "{} is damaged and delivered", position);
             let is_open = matches!(event.state, State::Waiting | State::Deferred);
             prop_assert!(is_open, "{} is {:?} and tried again", position, event.state);
         }
@@ -68,8 +69,10 @@ impl Oracle {
 
     /// In line come the first ones that wait, in the order of acceptance.
     fn check_order(&self, positions: &[u64], before: &[u64]) -> Check {
-        let waiting =
-            self.events.iter().filter(|event| event.state == State::Waiting && !event.is_done);
+        let waiting = self
+            .events
+            .iter()
+            .filter(|event| event.state == State::Waiting && !event.is_done && !event.is_damaged);
         let waiting: Vec<_> = waiting.map(|event| event.stored.position).collect();
         let is_next = if before.is_empty() {
             waiting.starts_with(positions)

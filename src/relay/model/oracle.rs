@@ -34,6 +34,8 @@ pub(super) struct Event {
     pub(super) is_done: bool,
     /// …while one before it still waited.
     pub(super) is_ahead: bool,
+    /// The disk has altered it: it becomes a dead letter.
+    pub(super) is_damaged: bool,
     /// Not to be tried before this, if nothing happens in between.
     pub(super) not_before: u64,
     pub(super) attempts: u32,
@@ -254,6 +256,7 @@ impl Oracle {
             stored,
             state: State::Waiting,
             is_done: false,
+            is_damaged: false,
             is_ahead: false,
             not_before: 0,
             attempts: 0,
@@ -382,6 +385,13 @@ impl Oracle {
         let is_ahead = next.is_some_and(|event| event.is_ahead);
         prop_assert!(cursor == closure || is_ahead, "only {cursor} of {closure} count");
         Ok(())
+    }
+
+    /// Events that were damaged before they were settled, and are not dead letters yet.
+    pub(super) fn damaged(&self) -> Vec<u64> {
+        let events =
+            self.events.iter().filter(|event| event.is_damaged && event.state != State::Dead);
+        events.map(|event| event.stored.position).collect()
     }
 
     /// After a start, whose watermark is `settled_through`.
