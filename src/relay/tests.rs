@@ -194,7 +194,8 @@ async fn a_batch_that_fails_alike_is_a_sink_that_is_away_and_keeps_its_order() {
         calls += 1;
         if calls <= 27 { unroutable() } else { Verdict::Delivered }
     });
-    let relay = bench.relay(sink);
+    let mut relay = bench.relay(sink);
+    relay.config.retry_max = Duration::from_secs(10); // looks no further down the line before
     let mut state = relay.state();
     let running = tokio::spawn(relay.run(bench.stop.subscribe()));
     state.wait_for(|state| matches!(state, SinkState::Away(_, Kind::Unroutable))).await.unwrap();
