@@ -220,17 +220,17 @@ impl World {
     }
 
     async fn tick(&mut self) -> Check {
-        let before = self.outbox.bytes();
         self.outbox.tick().await;
         self.oracle.tick(self.clock.steady());
-        let after = self.outbox.bytes();
         let mut rest = self.writer_at_rest().await?;
-        if self.oracle.health == Some(Refusal::LogHeld) && rest.log_bytes < self.settings.max_bytes
-        {
-            // The log was being emptied just then, and is now: the next tick finds that out.
+        let mut before = self.outbox.bytes();
+        if matches!(self.oracle.health, Some(Refusal::Full | Refusal::LogHeld)) {
+            // Room that was made by the first one is found out by the next.
             self.outbox.tick().await;
+            before = before.max(self.outbox.bytes());
             rest = self.writer_at_rest().await?;
         }
+        let after = self.outbox.bytes();
         let seen = self.see(rest);
         self.oracle.health_after_tick(&seen, [before, after])?;
         let has_reserve = std::fs::metadata(self.folder.path().join("outbox.db-reserve"))
