@@ -32,8 +32,9 @@ use tokio::time::{sleep, timeout};
 
 use crate::config;
 use crate::metrics::Metrics;
-use crate::outbox::{Again, Damaged, Outbox, Reader, Refused, Settlement, Slot, Stored};
+use crate::outbox::{Again, Damaged, Outbox, Reader, Refused, Settlement, Slot, Stored, position};
 use crate::sink::{Kind, Reason, Sink, Verdict};
+use crate::time::milliseconds;
 use moment::Moment;
 pub(crate) use standing::SinkState;
 use standing::Standing;
@@ -262,7 +263,7 @@ impl Relay {
         }
         let mut settlement = Settlement { through, refused: damaged, ..Settlement::default() };
         let mut away = None;
-        let first_away = verdicts.iter().any(|verdict| matches!(verdict, Verdict::Away(_)));
+        let has_away = verdicts.iter().any(|verdict| matches!(verdict, Verdict::Away(_)));
         for (event, verdict) in events.iter().zip(verdicts) {
             let position = event.position;
             match verdict {
@@ -275,7 +276,7 @@ impl Relay {
                     away = away.or(Some(reason));
                 }
                 // The sink is away: whatever it did not take keeps its place.
-                _ if first_away => settlement.through = settlement.through.min(position - 1),
+                _ if has_away => settlement.through = settlement.through.min(position - 1),
                 Verdict::Later(reason) => settlement.again.push(self.again(position, 1, reason)),
                 Verdict::Refused(reason) => {
                     settlement.refused.push(self.refused(position, reason.text))
@@ -435,14 +436,4 @@ fn all_alike(verdicts: &[Verdict]) -> Option<Reason> {
         _ => false,
     };
     verdicts.iter().all(is_alike).then(|| first.clone())
-}
-
-fn position(slot: &Slot) -> u64 {
-    match slot {
-        Ok(Stored { position, .. }) | Err(Damaged { position, .. }) => *position,
-    }
-}
-
-fn milliseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

@@ -3,7 +3,7 @@
 //! during a suspend. Both are in milliseconds since the epoch.
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::time::{ClockId, clock_gettime};
 
@@ -61,10 +61,13 @@ fn wall() -> u64 {
     since_epoch(SystemTime::now())
 }
 
+pub(crate) fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
 /// Milliseconds since the epoch of a clock's time.
 pub(crate) fn since_epoch(time: SystemTime) -> u64 {
-    let elapsed = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX)
+    milliseconds(time.duration_since(UNIX_EPOCH).unwrap_or_default())
 }
 
 /// Time since the machine was started, suspended or not.

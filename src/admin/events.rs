@@ -17,7 +17,7 @@ use tokio::time::timeout;
 
 use super::{Admin, refuse};
 use crate::callback::digits;
-use crate::outbox::{Damaged, ReadResult, Slot, Stored};
+use crate::outbox::{ReadResult, Stored, position};
 use crate::server::{Phase, reached};
 
 /// Events read at a time for the endless stream.
@@ -176,12 +176,6 @@ impl Admin {
             (HeaderName::from_static("x-accel-buffering"), "no"),
         ];
         (headers, Body::from_stream(chunks)).into_response()
-    }
-}
-
-fn position(slot: &Slot) -> u64 {
-    match slot {
-        Ok(Stored { position, .. }) | Err(Damaged { position, .. }) => *position,
     }
 }
 

@@ -114,10 +114,36 @@ pub(super) fn give_space_back(connection: &Connection) -> rusqlite::Result<()> {
     vacuum(connection, VACUUM_AT_ONCE).map(drop)
 }
 
-/// Gives free pages back, the last of the file first. Whether there are more.
+/// Gives free pages back, the last of the file first. Whether that did something and there are more: a file
+/// that was made without incremental vacuum keeps them.
 pub(super) fn vacuum(connection: &Connection, limit: u64) -> rusqlite::Result<bool> {
+    let (_, before) = pages(connection)?;
     let mut statement = connection.prepare(&format!("PRAGMA incremental_vacuum({limit})"))?;
     let mut rows = statement.query([])?;
     while rows.next()?.is_some() {} // a page a step
-    Ok(pages(connection)?.1 > 0)
+    let (_, free) = pages(connection)?;
+    Ok((1..before).contains(&free))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_cannot_shrink_is_not_tried_for_ever() {
+        for (mode, is_done_after) in [("INCREMENTAL", 3), ("NONE", 1)] {
+            let connection = Connection::open_in_memory().unwrap();
+            let filled = format!(
+                "PRAGMA auto_vacuum = {mode}; CREATE TABLE t (x);
+                 INSERT INTO t VALUES (zeroblob(1000000)); DELETE FROM t;"
+            );
+            connection.execute_batch(&filled).unwrap();
+            assert!(pages(&connection).unwrap().1 > 200);
+            let mut steps = 1;
+            while vacuum(&connection, 100).unwrap() {
+                steps += 1;
+            }
+            assert_eq!(steps, is_done_after, "{mode}");
+        }
+    }
 }

@@ -65,7 +65,7 @@ pub(crate) use lists::{Kept, List, Status};
 use lock::Lock;
 pub(crate) use lock::unsuitable;
 pub(crate) use reader::{Deferred, Reader};
-pub(crate) use row::{Damaged, Slot, Stored};
+pub(crate) use row::{Damaged, Slot, Stored, position};
 pub(crate) use settlement::{Again, Refused, Settlement};
 
 /// Why the outbox cannot be read, and what helps.

@@ -28,7 +28,7 @@ pub(super) struct CutOff {
     pub(super) written_at: SystemTime,
 }
 
-/// Syncs file, log and directory entries as they are. What cannot be synced is not believed.
+/// Makes the log durable as it is, and the names in the folder. What cannot be synced does not count.
 pub(super) fn make_durable(outbox: &Path) -> io::Result<()> {
     let log = beside(outbox, "-wal");
     match File::options().read(true).write(true).open(&log) {

@@ -52,6 +52,13 @@ pub(crate) struct Damaged {
 /// What stands at a position.
 pub(crate) type Slot = Result<Stored, Damaged>;
 
+/// Where a slot is, whatever is in it.
+pub(crate) fn position(slot: &Slot) -> u64 {
+    match slot {
+        Ok(Stored { position, .. }) | Err(Damaged { position, .. }) => *position,
+    }
+}
+
 impl Stored {
     /// Reads [`COLUMNS`], which begin at the column `first`. An error is one of the file.
     pub(super) fn read(row: &Row, first: usize) -> rusqlite::Result<Slot> {

@@ -22,7 +22,7 @@ use super::{Command, Limits, OpenError, Outbox, Refusal, Shared, Workers, schema
 use crate::config;
 use crate::event::rfc3339;
 use crate::metrics::Metrics;
-use crate::time::{self, Clock};
+use crate::time::{self, Clock, milliseconds};
 
 pub(super) fn start(
     config: &config::Outbox,
@@ -178,8 +178,4 @@ fn report(cut_off: &CutOff, position: u64, path: &Path) {
          not been synced; otherwise the disk has lost or altered events that were answered OK after \
          `position`, the last that is kept: check the disk"
     );
-}
-
-pub(super) fn milliseconds(duration: std::time::Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

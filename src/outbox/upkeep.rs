@@ -28,11 +28,7 @@ impl Writer {
     /// Once a second: what is due by the clock.
     pub(super) fn tick(&mut self) -> Result<(), String> {
         let now = self.clock.steady();
-        // On a full disk a checkpoint would take the last of the room: it comes when there is less to copy.
-        if self.condition.refusal() != Some(Refusal::DiskFull) {
-            let looked = self.log.look_after(&self.connection, self.lock.path());
-            StorageError::tolerate(looked, &self.reserve)?;
-        }
+        self.look_after_log()?;
         let result = self
             .history
             .expire(&self.connection, now)
@@ -51,6 +47,15 @@ impl Writer {
             }
             Err(StorageError::Broken(reason)) => Err(reason),
         }
+    }
+
+    /// On a full disk a checkpoint would take the last of the room: it comes when there is less to copy.
+    pub(super) fn look_after_log(&mut self) -> Result<(), String> {
+        if self.condition.refusal() == Some(Refusal::DiskFull) {
+            return Ok(());
+        }
+        let looked = self.log.look_after(&self.connection, self.lock.path());
+        StorageError::tolerate(looked, &self.reserve)
     }
 
     /// While it refuses, or a commit took too long, finds out whether that is over: nobody else will,
@@ -120,7 +125,8 @@ impl Writer {
     fn settle_and_trim(&mut self) -> rusqlite::Result<bool> {
         let written = self.write(&Batch::default(), true)?;
         let has_trimmed = written.trimmed_through.is_some();
-        let _ = self.apply(Batch::default(), written); // answers nobody
+        // It answers nobody; and what it may fail in, measuring, is done again at the end.
+        let _ = self.apply(Batch::default(), written);
         Ok(has_trimmed)
     }
 }

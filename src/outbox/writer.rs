@@ -327,8 +327,7 @@ impl Writer {
 
     fn look_after_size(&mut self, has_trimmed: bool) -> Result<(), String> {
         if self.unmeasured >= MEASURE_EVERY {
-            let looked = self.log.look_after(&self.connection, self.lock.path());
-            StorageError::tolerate(looked, &self.reserve)?;
+            self.look_after_log()?;
         } else if !(has_trimmed && self.history.is_near_full()) {
             return Ok(()); // else it gives up no more than is needed
         }

@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 
-use super::{ASK_EVERY, PATIENCE, Relay, Round, all_alike, milliseconds, position};
-use crate::outbox::{Deferred, Settlement};
+use super::{ASK_EVERY, PATIENCE, Relay, Round, all_alike};
+use crate::outbox::{Deferred, Settlement, position};
 use crate::sink::{Reason, Verdict};
+use crate::time::milliseconds;
 
 /// While something else was delivered within this time, deferred events that fail say nothing of the sink.
 const QUIET: Duration = Duration::from_secs(60);

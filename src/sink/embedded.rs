@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 
 use super::{Finding, Health, Verdict, subscribed};
 use crate::config::Config;
-use crate::outbox::{Reader, Stored};
+use crate::outbox::{self, Reader, Stored};
 
 /// How often `tail` looks for new events.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -47,10 +47,7 @@ pub(super) async fn tail(
             }
         }
         for slot in page {
-            position = match &slot {
-                Ok(stored) => stored.position,
-                Err(damaged) => damaged.position,
-            };
+            position = outbox::position(&slot);
             // A damaged event cannot be shown: `outbox list` does.
             if let Ok(stored) = slot
                 && lines.send(stored.event.structured()).await.is_err()
