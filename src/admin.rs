@@ -1,8 +1,9 @@
 //! The private listener: health that tells the truth, metrics, and the event stream, which shows every
-//! event that was accepted durably, whichever sink is in use. It asks nobody who they are.
+//! event that was accepted durably, whichever sink is in use. It has no authentication.
 
 mod events;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::Router;
@@ -14,11 +15,29 @@ use axum::routing::get;
 use serde::Serialize;
 use tokio::sync::watch;
 
+use crate::config::Keys;
+use crate::config::value::{address, count};
 use crate::metrics::Metrics;
 use crate::outbox::{Outbox, Reader};
 use crate::relay::SinkState;
 use crate::server::Phase;
-use crate::sink::Kind;
+use crate::verdict::Kind;
+
+/// `[admin]`.
+#[derive(Debug, Clone)]
+pub(crate) struct Config {
+    pub(crate) listen: SocketAddr,
+    pub(crate) max_connections: usize,
+}
+
+impl Config {
+    pub(crate) fn read(keys: &mut Keys) -> Self {
+        Config {
+            listen: keys.read("admin.listen", address),
+            max_connections: keys.read("admin.max_connections", count),
+        }
+    }
+}
 
 /// What the private listener knows.
 pub(crate) struct Admin {
@@ -133,8 +152,8 @@ async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
     match admin.reader.run(|reading| reading.oldest_pending_at()).await {
         Ok(oldest) => {
             let now = admin.outbox.clock().steady();
-            let age = oldest.map_or(0, |oldest| now.saturating_sub(oldest));
-            metrics.outbox_oldest_pending_seconds.set(age as f64 / 1000.0);
+            let age = oldest.map(|oldest| now.since(oldest)).unwrap_or_default();
+            metrics.outbox_oldest_pending_seconds.set(age.as_secs_f64());
         }
         Err(error) => tracing::warn!(%error, "cannot read the age of the oldest pending event"),
     }

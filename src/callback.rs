@@ -1,17 +1,19 @@
-//! The platform's callback protocol: query string and body in, a typed [`Callback`] out, and the
-//! [`Answer`]s that go back. Pure: no clock, no I/O, no logging.
+//! The platform's callback protocol: query string and body in, a typed [`Callback`] out. Pure: no clock, no
+//! I/O, no logging.
 //!
 //! The reader is tolerant where the platform is loose (parameter names in any case, numbers that
-//! come as text, fields that nobody has heard of) and strict where an event would be wrong.
+//! come as text, unknown fields) and strict where an event would be wrong.
 
 use std::borrow::Cow;
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fmt;
 
-use serde::Deserialize;
 use serde::de::{Deserializer as _, MapAccess, Visitor};
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
+
+use crate::time::Timestamp;
 
 /// The one command that becomes an event.
 pub(crate) const TOPIC_CREATED: &str = "Group.CallbackAfterCreateTopic";
@@ -76,13 +78,12 @@ pub(crate) struct Callback<'a> {
     pub(crate) name: Cow<'a, str>,
     /// In the user's order; a key may be repeated. Absent unless the app has the feature enabled.
     pub(crate) custom_fields: Option<Vec<CustomField<'a>>>,
-    /// Milliseconds since the epoch.
-    pub(crate) event_time: Option<u64>,
+    pub(crate) event_time: Option<Timestamp>,
     /// Fields that this program does not know: name and compact JSON text.
     pub(crate) extra: BTreeMap<Cow<'a, str>, Cow<'a, str>>,
 }
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct CustomField<'a> {
     pub(crate) key: Cow<'a, str>,
     pub(crate) value: Cow<'a, str>,
@@ -232,14 +233,14 @@ impl<'a> RawBody<'a> {
 }
 
 /// Documented as an integer, shown in the platform's samples as a string: both are taken.
-fn event_time(value: &RawValue) -> Result<Option<u64>, Malformed> {
+fn event_time(value: &RawValue) -> Result<Option<Timestamp>, Malformed> {
     let text = value.get();
     if text == "null" {
         return Ok(None);
     }
     let number = text.strip_prefix('"').and_then(|text| text.strip_suffix('"')).unwrap_or(text);
     match digits(number) {
-        Some(time) if time <= MAX_EVENT_TIME => Ok(Some(time)),
+        Some(time) if time <= MAX_EVENT_TIME => Ok(Some(Timestamp::from_millis(time))),
         _ => Err(malformed("EventTime is not a time in milliseconds since the epoch")),
     }
 }
@@ -307,67 +308,6 @@ pub(crate) const KNOWN_COMMANDS: [&str; 24] = [
     "other",
 ];
 
-/// Everything that the public listener says. The platform wants all three fields in every answer.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Answer {
-    Ok,
-    UnknownApp,
-    Unauthenticated(&'static str),
-    Stale { max_skew_seconds: u64 },
-    Malformed(Malformed),
-    TooLarge { limit: u64 },
-    Timeout,
-    NotFound,
-    MethodNotAllowed,
-    Overloaded(&'static str),
-}
-
-impl Answer {
-    /// The HTTP status and the platform's `ErrorCode`.
-    pub(crate) fn codes(&self) -> (u16, u32) {
-        match self {
-            Answer::Ok => (200, 0),
-            Answer::UnknownApp => (403, 40301),
-            Answer::Unauthenticated(_) => (401, 40101),
-            Answer::Stale { .. } => (401, 40102),
-            Answer::Malformed(_) => (400, 40001),
-            Answer::TooLarge { .. } => (413, 41301),
-            Answer::Timeout => (408, 40801),
-            Answer::NotFound => (404, 40401),
-            Answer::MethodNotAllowed => (405, 40501),
-            Answer::Overloaded(_) => (503, 50301),
-        }
-    }
-
-    /// The JSON body.
-    pub(crate) fn body(&self) -> Cow<'static, str> {
-        if *self == Answer::Ok {
-            return Cow::Borrowed(r#"{"ActionStatus":"OK","ErrorInfo":"","ErrorCode":0}"#);
-        }
-        let (_, code) = self.codes();
-        let info = serde_json::Value::from(self.info());
-        Cow::Owned(format!(r#"{{"ActionStatus":"FAIL","ErrorInfo":{info},"ErrorCode":{code}}}"#))
-    }
-
-    /// `ErrorInfo`: short, useful, without secrets.
-    pub(crate) fn info(&self) -> String {
-        match self {
-            Answer::Ok => String::new(),
-            Answer::UnknownApp => "SdkAppid is missing or is not one of this bridge's apps".into(),
-            Answer::Unauthenticated(reason) => (*reason).into(),
-            Answer::Stale { max_skew_seconds } => {
-                format!("RequestTime is more than {max_skew_seconds} s from this bridge's clock")
-            }
-            Answer::Malformed(reason) => reason.to_string(),
-            Answer::TooLarge { limit } => format!("body is larger than the limit of {limit} bytes"),
-            Answer::Timeout => "request was not complete in time".into(),
-            Answer::NotFound => "no such path: see ingress.path".into(),
-            Answer::MethodNotAllowed => "the method must be POST".into(),
-            Answer::Overloaded(reason) => (*reason).into(),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -429,12 +369,13 @@ mod tests {
 
     #[test]
     fn event_time_is_taken_as_number_and_as_text() {
-        for (text, time) in [("1670574414123", Some(1670574414123)), ("null", None)] {
+        let time = Timestamp::from_millis(1670574414123);
+        for (text, time) in [("1670574414123", Some(time)), ("null", None)] {
             let bare = body(&format!(r#","EventTime":{text}"#));
             assert_eq!(Callback::parse(bare.as_bytes()).unwrap().event_time, time);
         }
         let quoted = body(r#","EventTime":"1670574414123""#);
-        assert_eq!(Callback::parse(quoted.as_bytes()).unwrap().event_time, Some(1670574414123));
+        assert_eq!(Callback::parse(quoted.as_bytes()).unwrap().event_time, Some(time));
     }
 
     #[test]
@@ -446,17 +387,6 @@ mod tests {
         let expected =
             [("n", "18446744073709551616.0"), ("o", r#"{"k":[1]}"#), ("s", r#""a \" b""#)];
         assert_eq!(extra, expected);
-    }
-
-    #[test]
-    fn every_answer_is_json_with_the_three_fields() {
-        let refusal = Answer::Malformed(malformed("a \"quoted\" reason"));
-        for answer in [Answer::Ok, Answer::Timeout, refusal] {
-            let body: serde_json::Value = serde_json::from_str(&answer.body()).unwrap();
-            assert_eq!(body["ErrorCode"], answer.codes().1);
-            assert_eq!(body["ActionStatus"], if answer == Answer::Ok { "OK" } else { "FAIL" });
-            assert!(body["ErrorInfo"].is_string());
-        }
     }
 
     proptest! {

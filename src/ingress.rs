@@ -4,9 +4,12 @@
 //! The platform waits two seconds and does not resend, so every wait here has a deadline, and an event
 //! that was queued is the outbox's whether or not anybody still waits for the answer.
 
+mod apps;
+mod config;
+
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -21,38 +24,38 @@ use hyper::body::Body as _;
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::{Instant, timeout_at};
 
-use crate::callback::{Answer, Callback, Malformed, Query, TOPIC_CREATED, command_label};
-use crate::config;
-use crate::event::{self, Naming, TopicCreated};
+use crate::answer::Answer;
+use crate::callback::{Callback, Malformed, Query, TOPIC_CREATED, command_label};
+use crate::event::{self, TopicCreated};
+use crate::message::traceparent;
 use crate::metrics::{CallbackOutcome, Metrics};
 use crate::outbox::{Outbox, Outcome, Quarantined, Receipt, Record, Refusal};
-use crate::signature::{App, Verified, verify};
-use crate::time::since_epoch;
+use crate::signature::{Verified, verify};
+use crate::time::Timestamp;
+pub(crate) use config::Config;
 
 /// How often the log repeats that callbacks are refused for one reason.
 const REMINDER: Duration = Duration::from_secs(60);
 
 pub(crate) struct Ingress {
-    config: config::Ingress,
-    apps: Vec<App>,
-    naming: Naming,
+    config: Config,
+    naming: event::Config,
     outbox: Outbox,
     metrics: Arc<Metrics>,
     in_flight: Semaphore,
-    complaints: Complaints,
+    warnings: ThrottledWarnings,
 }
 
 impl Ingress {
     pub(crate) fn new(
-        config: config::Ingress,
-        apps: Vec<App>,
-        naming: Naming,
+        config: Config,
+        naming: event::Config,
         outbox: Outbox,
         metrics: Arc<Metrics>,
     ) -> Arc<Self> {
         let in_flight = Semaphore::new(config.max_in_flight);
-        let complaints = Complaints::default();
-        Arc::new(Ingress { config, apps, naming, outbox, metrics, in_flight, complaints })
+        let warnings = ThrottledWarnings::default();
+        Arc::new(Ingress { config, naming, outbox, metrics, in_flight, warnings })
     }
 
     pub(crate) fn router(self: Arc<Self>) -> Router {
@@ -71,14 +74,13 @@ impl Ingress {
 
     pub(crate) fn count_turned_away(&self) {
         self.metrics.count(CallbackOutcome::Overloaded);
-        self.complaints.about(CallbackOutcome::Overloaded, "too many connections");
+        self.warnings.warn(CallbackOutcome::Overloaded, "too many connections");
     }
 }
 
 async fn take(State(ingress): State<Arc<Ingress>>, request: Request) -> Response {
     let arrived = Instant::now();
-    let now = SystemTime::now();
-    let answer = ingress.answer(request, arrived, now).await;
+    let answer = ingress.answer(request, arrived, Timestamp::now()).await;
     ingress.metrics.ack_seconds.observe(arrived.elapsed().as_secs_f64());
     respond(&answer)
 }
@@ -109,14 +111,18 @@ impl Ingress {
         read(body, self.config.max_body_bytes, expects_word, deadline).await
     }
 
-    async fn answer(&self, request: Request, arrived: Instant, now: SystemTime) -> Answer {
+    async fn answer(&self, request: Request, arrived: Instant, now: Timestamp) -> Answer {
         let (head, body) = request.into_parts();
         let expects_word = head.headers.contains_key(EXPECT);
         let body = self.read(body, expects_word, arrived);
 
-        let now = since_epoch(now);
         let query = Query::parse(head.uri.query().unwrap_or_default());
-        let verified = match verify(&self.apps, query, now / 1000, self.config.max_skew_seconds) {
+        let verified = match verify(
+            &self.config.apps,
+            query,
+            now.as_millis() / 1000,
+            self.config.max_skew_seconds,
+        ) {
             Ok(verified) => verified,
             Err(refusal) => {
                 self.tell(&refusal);
@@ -124,7 +130,7 @@ impl Ingress {
                 return refusal;
             }
         };
-        self.metrics.last_callback_timestamp_seconds.set(now as f64 / 1000.0);
+        self.metrics.last_callback_timestamp_seconds.set(now.as_millis() as f64 / 1000.0);
         let Ok(_permit) = self.in_flight.try_acquire() else {
             let overloaded = Answer::Overloaded("too many callbacks are being worked on");
             self.tell(&overloaded);
@@ -156,9 +162,10 @@ impl Ingress {
         match parsed {
             Ok(callback) => {
                 let event = TopicCreated::new(&verified, callback, &self.naming, now);
-                let traceparent = head.headers.get("traceparent").and_then(|h| h.to_str().ok());
-                let traceparent = traceparent.and_then(event::traceparent).map(str::to_owned);
-                self.accept(&event, traceparent, answer_by).await
+                let header =
+                    head.headers.get("traceparent").and_then(|header| header.to_str().ok());
+                let trace = header.and_then(traceparent).map(str::to_owned);
+                self.accept(&event, trace, answer_by).await
             }
             Err(malformed) => self.quarantine(&verified, &body, malformed, now, answer_by).await,
         }
@@ -190,7 +197,7 @@ impl Ingress {
         verified: &Verified<'_>,
         body: &Bytes,
         malformed: Malformed,
-        received_at: u64,
+        received_at: Timestamp,
         answer_by: Instant,
     ) -> Answer {
         let query = verified.query();
@@ -223,7 +230,7 @@ impl Ingress {
             Answer::Overloaded(_) => CallbackOutcome::Overloaded,
         };
         self.metrics.count(outcome);
-        self.complaints.about(outcome, &answer.info());
+        self.warnings.warn(outcome, &answer.info());
     }
 }
 
@@ -317,13 +324,13 @@ fn respond(answer: &Answer) -> Response {
 /// Tells the operator that callbacks are refused, and why: at once, then once a minute with a count,
 /// for a wrong token refuses them all.
 #[derive(Default)]
-struct Complaints {
+struct ThrottledWarnings {
     /// By hint: when it was said last, and how often there was cause to since.
-    said: Mutex<HashMap<&'static str, (Option<Instant>, u64)>>,
+    last: Mutex<HashMap<&'static str, (Option<Instant>, u64)>>,
 }
 
-impl Complaints {
-    fn about(&self, outcome: CallbackOutcome, reason: &str) {
+impl ThrottledWarnings {
+    fn warn(&self, outcome: CallbackOutcome, reason: &str) {
         let hint = match outcome {
             CallbackOutcome::UnknownApp => "is the app among [[apps]]?",
             CallbackOutcome::Unauthenticated => {
@@ -337,15 +344,15 @@ impl Complaints {
             CallbackOutcome::Timeout => "is something slow between the platform and this bridge?",
             _ => "look at /readyz, the disk, and ingress.max_in_flight",
         };
-        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
-        let (last, count) = said.entry(hint).or_default();
+        let mut last_by_hint = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let (last, count) = last_by_hint.entry(hint).or_default();
         *count += 1;
         if last.is_some_and(|last| last.elapsed() < REMINDER) {
             return;
         }
         *last = Some(Instant::now());
         let count = std::mem::take(count);
-        drop(said);
+        drop(last_by_hint);
         tracing::warn!(reason, count, hint, "refused callbacks");
     }
 }

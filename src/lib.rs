@@ -23,19 +23,25 @@
 )]
 
 mod admin;
+mod answer;
 pub mod app;
 mod callback;
 pub mod cli;
 pub mod config;
 mod event;
 mod ingress;
-pub mod log;
+mod log;
+mod message;
 mod metrics;
 mod outbox;
 mod relay;
 mod routing;
+mod secret;
 mod server;
+pub mod settings;
 mod signature;
 mod sink;
+mod tasks;
 mod time;
 mod tls;
+mod verdict;

@@ -1,15 +1,20 @@
 //! Arguments → one match over the subcommands → exit code. 0: asked to stop, or done; 1: failed;
 //! 2: usage (clap's own); 78: configuration.
 
+use std::panic;
 use std::process::ExitCode;
+use std::sync::{Mutex, PoisonError};
+use std::thread;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use clap::Parser as _;
 use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
 use topic_bridge::app::App;
 use topic_bridge::cli::{self, Arguments, Command};
-use topic_bridge::config::{Config, Faults};
+use topic_bridge::config::Faults;
+use topic_bridge::settings::Settings;
 
 /// `EX_CONFIG` of sysexits.h: a service manager can tell a fault that a restart will not mend.
 const CONFIGURATION: u8 = 78;
@@ -17,7 +22,7 @@ const CONFIGURATION: u8 = 78;
 fn main() -> ExitCode {
     let Arguments { config, set, command } = Arguments::parse();
     let result = match command.unwrap_or(Command::Serve) {
-        Command::Serve => Config::load(config, &set).map_err(Into::into).and_then(serve),
+        Command::Serve => Settings::load(config, &set).map_err(Into::into).and_then(serve),
         Command::Check(args) => cli::check::run(&args, config, &set),
         Command::Send(args) => cli::send::run(*args),
         Command::Tail(args) => cli::tail::run(&args, config, &set),
@@ -33,21 +38,22 @@ fn exit_code(error: &anyhow::Error) -> ExitCode {
     ExitCode::from(if error.is::<Faults>() { CONFIGURATION } else { 1 })
 }
 
-fn serve(config: Config) -> anyhow::Result<ExitCode> {
-    topic_bridge::log::start(&config);
+fn serve(settings: Settings) -> anyhow::Result<ExitCode> {
+    settings.start_log();
     // The usual soft limit of 1024 is less than ingress.max_connections; the hard one is meant for us.
     if let Err(error) = rlimit::increase_nofile_limit(u64::MAX) {
-        tracing::warn!(%error, "cannot raise the limit of open files");
+        tracing::warn!(%error, "cannot raise the limit on open files");
     }
+    let panicked = watch_for_panics();
     let runtime = Builder::new_multi_thread()
-        .worker_threads(config.worker_threads())
+        .worker_threads(settings.worker_threads())
         .thread_name("topic-bridge")
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
     let result = runtime.block_on(async {
-        let stop = stop_signal()?; // before anything is opened, so that no signal finds us unprepared
-        App::build(config).await?.run(stop).await
+        let stop = stop_signal(panicked)?; // before anything is opened, so that no signal finds us unprepared
+        App::build(settings).await?.run(stop).await
     });
     if let Err(error) = &result {
         tracing::error!(error = format!("{error:#}"), "topic-bridge ends");
@@ -56,11 +62,32 @@ fn serve(config: Config) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Completes at the first SIGTERM or SIGINT; a second one ends the process at once.
-fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
+/// Has each panic told as usual, and the first one end the process: what has panicked is not there any more,
+/// and nothing else might notice.
+fn watch_for_panics() -> oneshot::Receiver<String> {
+    let (first, panicked) = oneshot::channel();
+    let first = Mutex::new(Some(first));
+    let usual = panic::take_hook();
+    panic::set_hook(Box::new(move |panic| {
+        usual(panic);
+        let first = first.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(first) = first {
+            let thread = thread::current();
+            let name = thread.name().unwrap_or("without a name");
+            let _ = first.send(format!("the thread {name:?} {panic}")); // it may be stopping already
+        }
+    }));
+    panicked
+}
+
+/// Completes at the first SIGTERM or SIGINT, or with the first panic; a second signal ends the process at
+/// once.
+fn stop_signal(
+    panicked: oneshot::Receiver<String>,
+) -> anyhow::Result<impl Future<Output = anyhow::Result<()>>> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
-    let (first, stop) = tokio::sync::oneshot::channel();
+    let (first, stop) = oneshot::channel();
     tokio::spawn(async move {
         let mut first = Some(first);
         loop {
@@ -78,6 +105,9 @@ fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
         }
     });
     Ok(async {
-        let _ = stop.await; // the task lives as long as the runtime
+        tokio::select! {
+            _ = stop => Ok(()), // the task lives as long as the runtime
+            Ok(panic) = panicked => bail!("{panic}: this is a bug in topic-bridge, please report it"),
+        }
     })
 }

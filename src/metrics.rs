@@ -7,7 +7,7 @@ use prometheus::{
 };
 
 use crate::callback::KNOWN_COMMANDS;
-use crate::sink::Kind;
+use crate::verdict::Kind;
 
 /// How a callback ended.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -71,6 +71,16 @@ const BATCH_EDGES: [f64; 11] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256
 const DELIVERY_EDGES: [f64; 14] =
     [0.001, 0.002, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0, 300.0, 3600.0, 21600.0, 86400.0];
 
+const ACK_HELP: &str = "From a callback's arrival to its answer; the platform gives up after 2 s.";
+const COMMIT_HELP: &str = "To make one batch of events durable.";
+const BYTES_HELP: &str = "Bytes of the outbox in use, as outbox.max_bytes counts them.";
+const OLDEST_HELP: &str =
+    "Age of the oldest event not delivered yet, 0 where there is none: alert on this.";
+const PUBLISH_HELP: &str = "To have one batch of events confirmed by the sink.";
+const DELIVERY_HELP: &str = "From an event's acceptance to its confirmation by the sink.";
+const QUARANTINED_HELP: &str = "Authentic callbacks that could not be understood and are kept.";
+const LAST_HELP: &str = "When the last authentic callback came, in Unix time; 0 before the first.";
+
 impl Metrics {
     /// `sink` is the name of the one in use.
     pub(crate) fn new(sink: &'static str) -> Self {
@@ -78,80 +88,53 @@ impl Metrics {
             .expect("the prefix is a valid metric name");
         let new = Register { registry: &registry };
         let callbacks = new.counters("callbacks_total", "Callbacks by how they ended.", "outcome");
-        let published =
-            new.counters("published_total", "Events that the sink has confirmed.", "sink");
-        let up = Opts::new("sink_up", "1 while the sink takes events, else 0.")
-            .const_label("sink", sink);
-        let version = env!("CARGO_PKG_VERSION");
-        let info = Opts::new("build_info", "Always 1; the label names the release.");
-        new.gauge(info.const_label("version", version)).set(1);
+        let help = "Authentic callbacks of other commands, answered OK and not published.";
+        let ignored = new.counters("callbacks_ignored_total", help, "command");
+        let help = "Events that the sink has confirmed.";
+        let published = new.counters("published_total", help, "sink");
+        let up = Opts::new("sink_up", "1 while the sink takes events, else 0.");
         let metrics = Metrics {
             callbacks: OUTCOMES.map(|outcome| callbacks.with_label_values(&[outcome])),
-            ignored: new.counters(
-                "callbacks_ignored_total",
-                "Authentic callbacks of other commands, answered OK and not published.",
-                "command",
-            ),
-            ack_seconds: new.histogram(
-                "ack_seconds",
-                "From a callback's arrival to its answer; the platform gives up after 2 s.",
-                &ACK_EDGES,
-            ),
-            commit_seconds: new.histogram(
-                "commit_seconds",
-                "To make one batch of events durable.",
-                &COMMIT_EDGES,
-            ),
+            ignored,
+            ack_seconds: new.histogram("ack_seconds", ACK_HELP, &ACK_EDGES),
+            commit_seconds: new.histogram("commit_seconds", COMMIT_HELP, &COMMIT_EDGES),
             commit_events: new.histogram("commit_events", "Events in one commit.", &BATCH_EDGES),
-            outbox_pending: new.gauge(Opts::new("outbox_pending", "Events not delivered yet.")),
-            outbox_bytes: new.gauge(Opts::new(
-                "outbox_bytes",
-                "Bytes of the outbox in use, as outbox.max_bytes counts them.",
-            )),
-            outbox_max_bytes: new
-                .gauge(Opts::new("outbox_max_bytes", "The limit of outbox_bytes.")),
-            outbox_oldest_pending_seconds: new.float_gauge(
-                "outbox_oldest_pending_seconds",
-                "Age of the oldest event not delivered yet, 0 where there is none: alert on this.",
-            ),
+            outbox_pending: new.gauge("outbox_pending", "Events not delivered yet."),
+            outbox_bytes: new.gauge("outbox_bytes", BYTES_HELP),
+            outbox_max_bytes: new.gauge("outbox_max_bytes", "The limit of outbox_bytes."),
+            outbox_oldest_pending_seconds: new
+                .float_gauge("outbox_oldest_pending_seconds", OLDEST_HELP),
             published: published.with_label_values(&[sink]),
             publish_errors: new.errors(sink),
-            publish_seconds: new.histogram(
-                "publish_seconds",
-                "To have one batch of events confirmed by the sink.",
-                &COMMIT_EDGES,
-            ),
-            delivery_seconds: new.histogram(
-                "delivery_seconds",
-                "From an event's acceptance to its confirmation by the sink.",
-                &DELIVERY_EDGES,
-            ),
-            dead_letters: new
-                .gauge(Opts::new("dead_letters", "Events that the sink refused for good.")),
-            quarantined: new.gauge(Opts::new(
-                "quarantined",
-                "Authentic callbacks that could not be understood and are kept.",
-            )),
-            sink_up: new.gauge(up),
-            last_callback_timestamp_seconds: new.float_gauge(
-                "last_callback_timestamp_seconds",
-                "When the last authentic callback came, in Unix time; 0 before the first.",
-            ),
+            publish_seconds: new.histogram("publish_seconds", PUBLISH_HELP, &COMMIT_EDGES),
+            delivery_seconds: new.histogram("delivery_seconds", DELIVERY_HELP, &DELIVERY_EDGES),
+            dead_letters: new.gauge("dead_letters", "Events that the sink refused for good."),
+            quarantined: new.gauge("quarantined", QUARANTINED_HELP),
+            sink_up: new.gauge_with(up.const_label("sink", sink)),
+            last_callback_timestamp_seconds: new
+                .float_gauge("last_callback_timestamp_seconds", LAST_HELP),
             process: Registry::new(),
             registry,
         };
+        metrics.begin();
+        metrics
+    }
+
+    /// What is there before its first event: a series for each label, the release, the process.
+    fn begin(&self) {
         for kind in Kind::ALL {
-            metrics.publish_errors.with_label_values(&[kind.name()]);
+            self.publish_errors.with_label_values(&[kind.name()]);
         }
         for command in KNOWN_COMMANDS {
-            metrics.ignored.with_label_values(&[command]); // a series exists before its first event
+            self.ignored.with_label_values(&[command]);
         }
+        let info = Opts::new("build_info", "Always 1; the label names the release.");
+        let info = info.const_label("version", env!("CARGO_PKG_VERSION"));
+        Register { registry: &self.registry }.gauge_with(info).set(1);
         #[cfg(target_os = "linux")]
-        metrics
-            .process
+        self.process
             .register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))
             .expect("registered once");
-        metrics
     }
 
     pub(crate) fn count(&self, outcome: CallbackOutcome) {
@@ -203,7 +186,11 @@ impl Register<'_> {
         self.add(IntCounterVec::new(opts, &["kind"]))
     }
 
-    fn gauge(&self, opts: Opts) -> IntGauge {
+    fn gauge(&self, name: &str, help: &str) -> IntGauge {
+        self.gauge_with(Opts::new(name, help))
+    }
+
+    fn gauge_with(&self, opts: Opts) -> IntGauge {
         self.add(IntGauge::with_opts(opts))
     }
 

@@ -14,7 +14,10 @@
 //! What is more than "delivered in line" is written before the next round begins: else that round would
 //! read again what was just settled.
 
+mod config;
 mod deferred;
+mod handover;
+mod line;
 #[cfg(test)]
 mod model;
 mod moment;
@@ -24,17 +27,18 @@ mod tests;
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
-use crate::config;
 use crate::metrics::Metrics;
-use crate::outbox::{Again, Damaged, Outbox, Reader, Refused, Settlement, Slot, Stored, position};
-use crate::sink::{Kind, Reason, Sink, Verdict};
-use crate::time::milliseconds;
+use crate::outbox::{Again, Outbox, Reader, Refused, Settlement, Slot};
+use crate::sink::Sink;
+use crate::time::Timestamp;
+use crate::verdict::Reason;
+pub(crate) use config::Config;
 use moment::Moment;
 pub(crate) use standing::SinkState;
 use standing::Standing;
@@ -46,11 +50,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// wants to know before the next event does. Also how often one of the deferred is tried whatever its time.
 const ASK_EVERY: Duration = Duration::from_secs(5);
 
-/// How long it counts that others got through while each event at the head of the line failed.
-const PARTIAL: Duration = Duration::from_secs(60);
-
 pub(crate) struct Relay {
-    config: config::Relay,
+    config: Config,
     outbox: Outbox,
     reader: Reader,
     sink: Sink,
@@ -63,8 +64,8 @@ pub(crate) struct Relay {
     /// Since when each event of the line fails alike.
     stalled_at: Option<Moment>,
     /// When some further down the line were tried last, and where to go on with that.
-    scouted_at: u64,
-    scout_after: u64,
+    looked_ahead_at: Timestamp,
+    look_ahead_after: u64,
     /// When it was seen last that it is some events that fail, and not the sink.
     partial_at: Option<Moment>,
     delivered_at: Option<Moment>,
@@ -74,7 +75,7 @@ pub(crate) struct Relay {
     is_turn_of_deferred: bool,
     /// The deferred after this position go first, whatever their time.
     release_after: Option<u64>,
-    probed_at: u64,
+    probed_at: Timestamp,
     /// All that is tried are deferred events, and they fail as ever.
     gives_back: bool,
 }
@@ -89,13 +90,13 @@ enum Round {
 
 impl Relay {
     pub(crate) fn new(
-        config: config::Relay,
+        config: Config,
         outbox: Outbox,
         reader: Reader,
         sink: Sink,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let needs_nobody = matches!(sink, Sink::Embedded);
+        let needs_nobody = sink.needs_nobody();
         let cursor = outbox.settled_through();
         let now = outbox.clock().steady();
         Relay {
@@ -108,8 +109,8 @@ impl Relay {
             cursor,
             ahead: HashSet::new(),
             stalled_at: None,
-            scouted_at: now,
-            scout_after: 0,
+            looked_ahead_at: now,
+            look_ahead_after: 0,
             partial_at: None,
             delivered_at: None,
             moments: 0,
@@ -137,7 +138,7 @@ impl Relay {
             // What is ready is done first: with no time to drain, a round that has ended still counts.
             biased;
             result = self.work(stop) => result?,
-            // What is settled by then shall count as such.
+            // What is settled by then counts as such.
             () = out_of_time => drop(timeout(PATIENCE, self.flush()).await),
         }
         self.sink.close().await;
@@ -234,14 +235,14 @@ impl Relay {
 
     /// With nothing to deliver, asks the sink now and then how it is.
     async fn ask(&mut self) -> Round {
-        if self.standing.failures == 0 && self.standing.was_heard_within(ASK_EVERY) {
+        if self.standing.failures == 0 && self.standing.has_answered_within(ASK_EVERY) {
             return Round::Idle;
         }
         match self.sink.ready().await {
             Err(reason) => self.away(reason),
             // It would take something; but not what waits.
             Ok(()) if self.is_unfit_for_deferred() => {
-                self.standing.hear();
+                self.standing.note_answer();
                 Round::Idle
             }
             Ok(()) => {
@@ -249,95 +250,6 @@ impl Relay {
                 Round::Idle
             }
         }
-    }
-
-    /// Hands over the next events in line.
-    async fn forward(&mut self, slots: Vec<Slot>) -> anyhow::Result<Round> {
-        let through = slots.last().map_or(self.cursor, position);
-        let (events, damaged) = self.split(slots);
-        let verdicts = self.deliver(&events).await;
-        if let Some(reason) = all_alike(&verdicts)
-            && !self.others_get_through()
-        {
-            return self.stall(reason, through).await;
-        }
-        let mut settlement = Settlement { through, refused: damaged, ..Settlement::default() };
-        let mut away = None;
-        let has_away = verdicts.iter().any(|verdict| matches!(verdict, Verdict::Away(_)));
-        for (event, verdict) in events.iter().zip(verdicts) {
-            let position = event.position;
-            match verdict {
-                Verdict::Delivered if settlement.through < position => {
-                    self.ahead.insert(position);
-                }
-                Verdict::Delivered => {}
-                Verdict::Away(reason) => {
-                    settlement.through = settlement.through.min(position - 1);
-                    away = away.or(Some(reason));
-                }
-                // The sink is away: whatever it did not take keeps its place.
-                _ if has_away => settlement.through = settlement.through.min(position - 1),
-                Verdict::Later(reason) => settlement.again.push(self.again(position, 1, reason)),
-                Verdict::Refused(reason) => {
-                    settlement.refused.push(self.refused(position, reason.text))
-                }
-            }
-        }
-        let through = settlement.through;
-        settlement.refused.retain(|refused| refused.position <= through);
-        self.cursor = through;
-        self.ahead.retain(|position| *position > through);
-        self.stalled_at = None;
-        self.settle(settlement).await?;
-        match away {
-            Some(reason) => Ok(self.away(reason)),
-            None if events.is_empty() => Ok(Round::Worked),
-            None => Ok(self.works()),
-        }
-    }
-
-    /// What can be handed over, and what cannot be read and so never will be.
-    fn split(&self, slots: Vec<Slot>) -> (Vec<Stored>, Vec<Refused>) {
-        let (mut events, mut damaged) = (Vec::with_capacity(slots.len()), Vec::new());
-        for slot in slots {
-            match slot {
-                Ok(event) if self.ahead.contains(&event.position) => {}
-                Ok(event) => events.push(event),
-                Err(Damaged { position, reason }) => damaged.push(self.refused(position, reason)),
-            }
-        }
-        (events, damaged)
-    }
-
-    /// Whether others are delivered while those at the head of the line fail alike.
-    fn others_get_through(&mut self) -> bool {
-        let since = self.stalled_at.max(self.partial_at);
-        let has_delivered = since.is_some_and(|since| self.delivered_at > Some(since));
-        if has_delivered {
-            self.partial_at = Some(self.moment());
-        }
-        self.partial_at.is_some_and(|moment| self.since(moment.at) < PARTIAL)
-    }
-
-    /// Every event of a batch failed alike: all keep their places. After a while some behind them are tried:
-    /// where they get through, it is these events and not the sink. Not at once, and seldom, for those
-    /// behind overtake these if the sink comes back in just that moment.
-    async fn stall(&mut self, reason: Reason, through: u64) -> anyhow::Result<Round> {
-        if self.stalled_at.is_none() {
-            let now = self.moment();
-            (self.stalled_at, self.scouted_at) = (Some(now), now.at);
-        }
-        self.standing.fail(reason, self.outbox.pending());
-        if self.since(self.scouted_at) >= self.config.retry_max {
-            self.scouted_at = self.outbox.clock().steady();
-            let slots = self.read_line(self.scout_after.max(through))?;
-            self.scout_after = slots.last().map_or(0, position);
-            let (events, _) = self.split(slots);
-            let verdicts = self.deliver(&events).await;
-            let delivered = events.iter().zip(verdicts).filter(|(_, v)| *v == Verdict::Delivered);
-            self.ahead.extend(delivered.map(|(event, _)| event.position));
-        }
-        Ok(Round::Away)
     }
 
     fn away(&mut self, reason: Reason) -> Round {
@@ -354,38 +266,6 @@ impl Relay {
         self.gives_back = false;
         self.standing.up(self.outbox.pending());
         Round::Worked
-    }
-
-    async fn deliver(&mut self, events: &[Stored]) -> Vec<Verdict> {
-        if events.is_empty() {
-            return Vec::new();
-        }
-        let started = Instant::now();
-        let mut verdicts = self.sink.deliver(events).await;
-        if verdicts.len() != events.len() {
-            let text = format!(
-                "the sink judged {} of {} events: this is a fault of topic-bridge, please report it",
-                verdicts.len(),
-                events.len()
-            );
-            verdicts = vec![Verdict::Away(Reason::new(Kind::Other, text)); events.len()];
-        }
-        self.metrics.publish_seconds.observe(started.elapsed().as_secs_f64());
-        let now = self.outbox.clock().steady();
-        for (event, verdict) in events.iter().zip(&verdicts) {
-            match verdict {
-                Verdict::Delivered => {
-                    let milliseconds = now.saturating_sub(event.steady_at);
-                    self.metrics.delivery_seconds.observe(milliseconds as f64 / 1000.0);
-                    self.metrics.published.inc();
-                    self.delivered_at = Some(self.moment());
-                }
-                Verdict::Later(reason) | Verdict::Refused(reason) | Verdict::Away(reason) => {
-                    self.metrics.publish_errors.with_label_values(&[reason.kind.name()]).inc();
-                }
-            }
-        }
-        verdicts
     }
 
     async fn settle(&self, settlement: Settlement) -> anyhow::Result<()> {
@@ -410,8 +290,7 @@ impl Relay {
     }
 
     fn again(&self, position: u64, attempts: u32, reason: Reason) -> Again {
-        let wait = milliseconds(self.backoff(attempts));
-        let not_before = self.outbox.clock().steady().saturating_add(wait);
+        let not_before = self.outbox.clock().steady() + self.backoff(attempts);
         Again { position, attempts, not_before, reason: reason.text }
     }
 
@@ -426,14 +305,4 @@ impl Relay {
         let full = self.config.retry_min.saturating_mul(1 << doublings).min(self.config.retry_max);
         full.mul_f64(0.5 + fastrand::f64() / 2.0)
     }
-}
-
-/// The reason, if every event is to be tried later for the same one.
-fn all_alike(verdicts: &[Verdict]) -> Option<Reason> {
-    let Some(Verdict::Later(first)) = verdicts.first() else { return None };
-    let is_alike = |verdict: &Verdict| match verdict {
-        Verdict::Later(reason) => reason.kind == first.kind,
-        _ => false,
-    };
-    verdicts.iter().all(is_alike).then(|| first.clone())
 }

@@ -6,7 +6,7 @@
 
 use percent_encoding::{AsciiSet, CONTROLS, NON_ALPHANUMERIC, utf8_percent_encode};
 
-use crate::event::Envelope;
+use crate::message::Envelope;
 
 /// A subject or routing key with places for fields.
 #[derive(Debug, Clone, PartialEq)]
@@ -42,7 +42,7 @@ impl Template {
             let field = FIELDS.iter().find(|(known, _)| *known == name);
             let Some((_, field)) = field else {
                 let known = FIELDS.map(|(known, _)| format!("{{{known}}}")).join(", ");
-                return Err(format!("has the unknown place {{{name}}}: there are {known}"));
+                return Err(format!("has the unknown placeholder {{{name}}}: there are {known}"));
             };
             parts.push((fixed.to_owned(), *field));
             rest = after;
@@ -53,9 +53,9 @@ impl Template {
         if template.prefix().is_empty() {
             Err("must begin with fixed text".into())
         } else if !sample.chars().all(is_plain) {
-            Err("has a blank, a character beyond ASCII, or one of { } * > # %".into())
+            Err("has a space, a non-ASCII character, or one of { } * > # %".into())
         } else if sample.split('.').any(str::is_empty) {
-            Err("has nothing before, after or between two dots".into())
+            Err("has an empty word before, after or between dots".into())
         } else {
             Ok(template)
         }
@@ -138,14 +138,14 @@ mod tests {
         for (text, reason) in [
             ("", "must begin with fixed text"),
             ("{group_id}.x", "must begin with fixed text"),
-            ("a.{group}", "has the unknown place {group}: there are {sdk_app_id}"),
+            ("a.{group}", "has the unknown placeholder {group}: there are {sdk_app_id}"),
             ("a.{group_id", "has a { without its }"),
-            ("a b", "has a blank"),
-            ("a.*", "has a blank"),
-            ("a}b", "has a blank"),
-            ("a..b", "has nothing before, after or between two dots"),
-            (".a", "has nothing before"),
-            ("a.", "has nothing before"),
+            ("a b", "has a space"),
+            ("a.*", "has a space"),
+            ("a}b", "has a space"),
+            ("a..b", "has an empty word before, after or between dots"),
+            (".a", "has an empty word before"),
+            ("a.", "has an empty word before"),
         ] {
             let error = Template::parse(text).unwrap_err();
             assert!(error.starts_with(reason), "{text}: {error}");

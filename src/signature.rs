@@ -8,8 +8,9 @@
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
-use crate::callback::{Answer, Query, digits};
-use crate::config::Secret;
+use crate::answer::Answer;
+use crate::callback::{Query, digits};
+use crate::secret::Secret;
 
 /// One app of the operator's, and how its callbacks prove themselves.
 #[derive(Debug, Clone)]

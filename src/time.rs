@@ -1,80 +1,141 @@
-//! The clock, as an argument. Two times are told apart: the wall's, for people and events, and the
-//! steady one, for everything that is compared: it goes on evenly when somebody sets the wall's, and
-//! during a suspend. Both are in milliseconds since the epoch.
+//! Time: a [`Timestamp`], and the [`Clock`] as an argument. Two times are told apart: the wall's, for people
+//! and events, and the steady one, for everything that is compared: it goes on evenly when somebody sets
+//! the wall's, and during a suspend.
 
+use std::fmt;
+use std::ops::{Add, Sub};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::time::{ClockId, clock_gettime};
+use serde::{Serialize, Serializer};
+
+/// A moment, in whole milliseconds since the Unix epoch. Shown as RFC 3339, in UTC:
+/// `2026-11-22T18:00:00.123Z`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Timestamp(u64);
+
+impl Timestamp {
+    pub(crate) const fn from_millis(milliseconds: u64) -> Self {
+        Timestamp(milliseconds)
+    }
+
+    pub(crate) const fn as_millis(self) -> u64 {
+        self.0
+    }
+
+    /// What the wall's clock says.
+    pub(crate) fn now() -> Self {
+        SystemTime::now().into()
+    }
+
+    /// The time from `earlier` to this; nothing if it was later.
+    pub(crate) fn since(self, earlier: Self) -> Duration {
+        Duration::from_millis(self.0.saturating_sub(earlier.0))
+    }
+
+    /// The time between the two, whichever was first.
+    pub(crate) fn distance(self, other: Self) -> Duration {
+        Duration::from_millis(self.0.abs_diff(other.0))
+    }
+
+    pub(crate) fn parse_rfc3339(text: &str) -> Result<Self, humantime::TimestampError> {
+        humantime::parse_rfc3339(text).map(Self::from)
+    }
+}
+
+impl From<SystemTime> for Timestamp {
+    fn from(time: SystemTime) -> Self {
+        Timestamp(milliseconds(time.duration_since(UNIX_EPOCH).unwrap_or_default()))
+    }
+}
+
+impl Add<Duration> for Timestamp {
+    type Output = Self;
+
+    fn add(self, duration: Duration) -> Self {
+        Timestamp(self.0.saturating_add(milliseconds(duration)))
+    }
+}
+
+impl Sub<Duration> for Timestamp {
+    type Output = Self;
+
+    fn sub(self, duration: Duration) -> Self {
+        Timestamp(self.0.saturating_sub(milliseconds(duration)))
+    }
+}
+
+impl fmt::Display for Timestamp {
+    fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        let time = UNIX_EPOCH + Duration::from_millis(self.0);
+        humantime::format_rfc3339_millis(time).fmt(formatter)
+    }
+}
+
+impl Serialize for Timestamp {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// A duration in whole milliseconds.
+pub(crate) fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
 
 #[derive(Clone)]
 pub(crate) struct Clock(Arc<Source>);
 
 enum Source {
     /// What the wall said at the start, and how long the machine was up then.
-    System { started_at: u64, uptime: u64 },
+    System { started_at: Timestamp, uptime: Duration },
     #[cfg(test)]
-    Script { wall: std::sync::atomic::AtomicU64, steady: std::sync::atomic::AtomicU64 },
+    Script(std::sync::Mutex<(Timestamp, Timestamp)>),
 }
 
 impl Clock {
     pub(crate) fn system() -> Self {
-        Clock(Arc::new(Source::System { started_at: wall(), uptime: uptime() }))
+        Clock(Arc::new(Source::System { started_at: Timestamp::now(), uptime: uptime() }))
     }
 
     /// What the wall's clock says: it may be wrong, and be set at any moment.
-    pub(crate) fn wall(&self) -> u64 {
+    pub(crate) fn wall(&self) -> Timestamp {
         match &*self.0 {
-            Source::System { .. } => wall(),
+            Source::System { .. } => Timestamp::now(),
             #[cfg(test)]
-            Source::Script { wall, .. } => wall.load(std::sync::atomic::Ordering::Relaxed),
+            Source::Script(times) => times.lock().unwrap().0,
         }
     }
 
     /// The wall's time when this clock was made, and what has passed since.
-    pub(crate) fn steady(&self) -> u64 {
+    pub(crate) fn steady(&self) -> Timestamp {
         match &*self.0 {
             Source::System { started_at, uptime: then } => {
-                started_at.saturating_add(uptime().saturating_sub(*then))
+                *started_at + uptime().saturating_sub(*then)
             }
             #[cfg(test)]
-            Source::Script { steady, .. } => steady.load(std::sync::atomic::Ordering::Relaxed),
+            Source::Script(times) => times.lock().unwrap().1,
         }
     }
 
     #[cfg(test)]
-    pub(crate) fn scripted(now: u64) -> Self {
-        Clock(Arc::new(Source::Script { wall: now.into(), steady: now.into() }))
+    pub(crate) fn scripted(now: Timestamp) -> Self {
+        Clock(Arc::new(Source::Script((now, now).into())))
     }
 
     /// Sets both, as a restart with another time on the wall does.
     #[cfg(test)]
-    pub(crate) fn set(&self, wall_now: u64, steady_now: u64) {
-        if let Source::Script { wall, steady } = &*self.0 {
-            wall.store(wall_now, std::sync::atomic::Ordering::Relaxed);
-            steady.store(steady_now, std::sync::atomic::Ordering::Relaxed);
+    pub(crate) fn set(&self, wall: Timestamp, steady: Timestamp) {
+        if let Source::Script(times) = &*self.0 {
+            *times.lock().unwrap() = (wall, steady);
         }
     }
 }
 
-fn wall() -> u64 {
-    since_epoch(SystemTime::now())
-}
-
-pub(crate) fn milliseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// Milliseconds since the epoch of a clock's time.
-pub(crate) fn since_epoch(time: SystemTime) -> u64 {
-    milliseconds(time.duration_since(UNIX_EPOCH).unwrap_or_default())
-}
-
 /// Time since the machine was started, suspended or not.
-fn uptime() -> u64 {
-    let time = clock_gettime(ClockId::Boottime);
-    let milliseconds = time.tv_sec.saturating_mul(1000).saturating_add(time.tv_nsec / 1_000_000);
-    u64::try_from(milliseconds).unwrap_or(0)
+fn uptime() -> Duration {
+    Duration::try_from(clock_gettime(ClockId::Boottime)).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -84,7 +145,7 @@ mod tests {
     #[test]
     fn both_times_begin_with_what_the_wall_says() {
         let clock = Clock::system();
-        assert!(clock.wall().abs_diff(clock.steady()) < 60_000);
-        assert!(clock.steady() > 1_700_000_000_000, "the year 2023 is past");
+        assert!(clock.wall().distance(clock.steady()) < Duration::from_secs(60));
+        assert!(clock.steady().as_millis() > 1_700_000_000_000, "the year 2023 is past");
     }
 }

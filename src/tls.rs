@@ -1,7 +1,7 @@
-//! HTTPS for the public listener: certificate, key and client CA from PEM files, taken up again when
+//! HTTPS for the public listener: certificate, key and client CA from PEM files, reloaded when
 //! they change, so that a renewed certificate needs no restart.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -13,7 +13,13 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 
-use crate::config::TlsFiles;
+/// Certificate chain, key, and the CA of clients that must show a certificate: PEM files.
+#[derive(Debug, Clone)]
+pub(crate) struct TlsFiles {
+    pub(crate) cert: PathBuf,
+    pub(crate) key: PathBuf,
+    pub(crate) client_ca: Option<PathBuf>,
+}
 
 /// How often the files are looked at.
 const LOOK: Duration = Duration::from_secs(2);
@@ -40,13 +46,13 @@ pub(crate) fn watch(files: TlsFiles) -> anyhow::Result<watch::Receiver<Arc<Serve
             match loaded {
                 None => {}
                 Some(Ok(config)) => {
-                    tracing::info!("took up the changed TLS files");
+                    tracing::info!("reloaded the changed TLS files");
                     sender.send_replace(Arc::new(config));
                 }
                 Some(Err(error)) => tracing::error!(
                     error = format!("{error:#}"),
-                    "the changed TLS files cannot be used: the old certificate stays in use until \
-                     they are mended"
+                    "the changed TLS files cannot be used: the old certificate stays in use until they \
+                     are fixed"
                 ),
             }
         }

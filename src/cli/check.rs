@@ -7,8 +7,8 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use tokio::runtime::Builder;
 
-use crate::config::Config;
-use crate::sink::{self, Finding, Health, Sink};
+use crate::settings::Settings;
+use crate::sink::{Finding, Health, Sink};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -22,16 +22,16 @@ pub struct Args {
 }
 
 pub fn run(args: &Args, file: Option<PathBuf>, set: &[String]) -> anyhow::Result<ExitCode> {
-    let config = Config::load(file, set)?;
-    Sink::new(&config)?;
-    let findings = if args.connect { examine(&config)? } else { Vec::new() };
+    let settings = Settings::load(file, set)?;
+    Sink::new(&settings.sink, &settings.terms())?;
+    let findings = if args.connect { examine(&settings)? } else { Vec::new() };
     let text = match (args.json, args.connect) {
-        (false, _) => config.effective_toml(),
-        (true, false) => config.effective_json() + "\n",
+        (false, _) => settings.effective_toml(),
+        (true, false) => settings.effective_json() + "\n",
         (true, true) => {
             let findings: Vec<_> = findings.iter().map(json).collect();
             let findings = serde_json::Value::from(findings);
-            let configuration = config.effective_json();
+            let configuration = settings.effective_json();
             format!("{{\"configuration\": {configuration},\n\"findings\": {findings:#}}}\n")
         }
     };
@@ -44,10 +44,10 @@ pub fn run(args: &Args, file: Option<PathBuf>, set: &[String]) -> anyhow::Result
     Ok(if is_bad { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-fn examine(config: &Config) -> anyhow::Result<Vec<Finding>> {
+fn examine(settings: &Settings) -> anyhow::Result<Vec<Finding>> {
     let runtime = Builder::new_current_thread().enable_all().build();
     let runtime = runtime.context("cannot start the runtime")?;
-    let findings = runtime.block_on(sink::examine(config));
+    let findings = runtime.block_on(Sink::examine(&settings.sink, &settings.terms()))?;
     runtime.shutdown_background(); // a client's thread may still wait for its broker
     Ok(findings)
 }

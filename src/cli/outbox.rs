@@ -3,17 +3,16 @@
 use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::SystemTime;
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::config::Config;
-use crate::event::{TopicCreated, rfc3339};
 use crate::outbox::{Kept, List, Reader, Status};
-use crate::time::since_epoch;
+use crate::settings::Settings;
+use crate::time::Timestamp;
 
 /// Rows read at a time: no read may hold the bridge's log open for long.
 const PAGE: usize = 500;
@@ -90,7 +89,7 @@ pub fn run(args: &Args, file: Option<PathBuf>, set: &[String]) -> anyhow::Result
     let (Args::Status { outbox } | Args::List { outbox, .. } | Args::Show { outbox, .. }) = args;
     let path = match &outbox.path {
         Some(path) => path.clone(),
-        None => Config::outbox_path(file, set)?,
+        None => Settings::outbox_path(file, set)?,
     };
     let reader = Reader::open(&path)?;
     match args {
@@ -113,14 +112,11 @@ fn status_text(status: &Status, json: bool) -> String {
     if json {
         return serde_json::to_string(status).expect("numbers always encode") + "\n";
     }
-    let now = since_epoch(SystemTime::now());
     let age = match status.oldest_pending_at {
         Some(at) => {
-            let seconds = now.saturating_sub(at) / 1000;
-            format!(
-                ", the oldest for {}",
-                humantime::format_duration(std::time::Duration::from_secs(seconds))
-            )
+            let seconds = Timestamp::now().since(at).as_secs();
+            let age = humantime::format_duration(Duration::from_secs(seconds));
+            format!(", the oldest for {age}")
         }
         None => String::new(),
     };
@@ -166,15 +162,13 @@ fn print_list(
 
 fn line_of_text(kept: &Kept) -> String {
     let Kept { position, at, state, reason, sdk_app_id, content } = kept;
-    let (at, reason) = (rfc3339(*at), reason.as_deref().unwrap_or_default());
+    let reason = reason.as_deref().unwrap_or_default();
     if let Some(app) = sdk_app_id {
         return format!("{position:<11} {at}  {app:<12} {:<6} {}\n", content.len(), plain(reason));
     }
-    let json = String::from_utf8_lossy(content);
-    let (topic, name) = match TopicCreated::decode(&json) {
-        Ok(event) => (plain(&event.topic_id), plain(&event.topic_name)),
-        Err(_) => ("?".into(), "?".into()),
-    };
+    let event: Value = serde_json::from_slice(content).unwrap_or_default();
+    let field = |name: &str| plain(event["data"][name].as_str().unwrap_or("?"));
+    let (topic, name) = (field("topic_id"), field("topic_name"));
     format!("{position:<11} {at}  {state:<10} {topic}  {name:?}  {}\n", plain(reason))
 }
 
@@ -190,7 +184,7 @@ fn plain(text: &str) -> String {
 fn line_of_json(kept: &Kept) -> String {
     let Kept { position, at, state, reason, sdk_app_id, content } = kept;
     let mut line = json!({ "state": state });
-    let at = rfc3339(*at).to_string();
+    let at = at.to_string();
     if let Some(reason) = reason {
         line["reason"] = json!(reason);
     }
@@ -221,8 +215,8 @@ fn is_json(text: &str) -> bool {
 fn find(reader: &Reader, which: &str, quarantined: bool) -> anyhow::Result<Kept> {
     let number = which.parse::<u64>();
     if quarantined {
-        let number =
-            number.with_context(|| format!("{which:?} is no number of a quarantined callback"))?;
+        let number = number
+            .with_context(|| format!("{which:?} is not the number of a quarantined callback"))?;
         let found = reader.run_here(|reading| reading.quarantined(number))?;
         return found.with_context(|| format!("there is no quarantined callback {number}"));
     }
@@ -242,7 +236,6 @@ fn find(reader: &Reader, which: &str, quarantined: bool) -> anyhow::Result<Kept>
 fn whole(kept: &Kept) -> String {
     let Kept { position, at, state, reason, sdk_app_id, content } = kept;
     let mut text = String::new();
-    let at = rfc3339(*at);
     let _ = match sdk_app_id {
         Some(app) => write!(text, "number    {position}\nreceived  {at}\napp       {app}\n"),
         None => write!(text, "position  {position}\naccepted  {at}\nstate     {state}\n"),

@@ -21,7 +21,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::config::read_token;
+use crate::config::value::secret_file;
 use callback::{Bodies, Custom, Fields, Signer, Target};
 use connection::Dialer;
 use load::Load;
@@ -186,7 +186,7 @@ fn plan(args: Args) -> anyhow::Result<Load> {
     let token = match (&args.token, &args.token_file) {
         (Some(token), _) => Some(token.clone()),
         (None, Some(path)) => {
-            Some(read_token(path).map_err(anyhow::Error::msg).context("--token-file")?)
+            Some(secret_file(path).map_err(anyhow::Error::msg).context("--token-file")?)
         }
         (None, None) => None,
     };
@@ -328,7 +328,7 @@ mod tests {
     fn a_token_file_may_end_in_a_line_break() {
         let file = std::env::temp_dir().join(format!("topic-bridge-send-{}", std::process::id()));
         std::fs::write(&file, " a token \r\n").unwrap();
-        let token = read_token(&file);
+        let token = secret_file(&file);
         std::fs::remove_file(&file).unwrap();
         assert_eq!(token.unwrap(), " a token ");
     }

@@ -8,9 +8,8 @@ use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
-use crate::config::Config;
-use crate::log;
-use crate::sink;
+use crate::settings::Settings;
+use crate::{log, sink};
 
 /// Lines that may wait to be written.
 const AHEAD: usize = 256;
@@ -26,15 +25,17 @@ pub struct Args {
 }
 
 pub fn run(args: &Args, file: Option<PathBuf>, set: &[String]) -> anyhow::Result<ExitCode> {
-    let config = Config::load(file, set)?;
-    log::start(&config);
+    let settings = Settings::load(file, set)?;
+    log::start(&settings.log);
     let runtime = Builder::new_current_thread().enable_all().build();
     let runtime = runtime.context("cannot start the runtime")?;
     runtime.block_on(async {
         let (mut end, mut interrupt) =
             (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         tokio::select! {
-            result = follow(args, &config) => result.with_context(|| format!("tail of {}", config.sink.name())),
+            result = follow(args, &settings) => {
+                result.with_context(|| format!("tail of {}", settings.sink.kind.name()))
+            },
             _ = end.recv() => Ok(()),
             _ = interrupt.recv() => Ok(()),
         }
@@ -43,9 +44,10 @@ pub fn run(args: &Args, file: Option<PathBuf>, set: &[String]) -> anyhow::Result
     Ok(ExitCode::SUCCESS)
 }
 
-async fn follow(args: &Args, config: &Config) -> anyhow::Result<()> {
+async fn follow(args: &Args, settings: &Settings) -> anyhow::Result<()> {
     let (sender, mut lines) = mpsc::channel(AHEAD);
-    let mut tail = std::pin::pin!(sink::tail(config, args.from_start, sender));
+    let terms = settings.terms();
+    let mut tail = std::pin::pin!(sink::tail(&settings.sink, &terms, args.from_start, sender));
     let mut shown = 0;
     while args.count.is_none_or(|count| shown < count) {
         let line: String = tokio::select! {

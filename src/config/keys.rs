@@ -1,25 +1,44 @@
 //! Reading the merged layers key by key: which keys there are, what is wrong with them and where it
 //! came from, and what the configuration comes to.
 
+use std::path::PathBuf;
+
 use figment::Figment;
-use figment::providers::{Format, Toml};
 use figment::value::{Dict, Value};
 
-use super::{DEFAULTS, Faults};
+use super::Faults;
+use super::layers::{self, defaults};
 
 /// Reads keys one by one, remembers which there are, and collects what is wrong with them.
-pub(super) struct Keys {
+pub(crate) struct Keys {
     figment: Figment,
-    pub(super) merged: Value,
+    merged: Value,
     defaults: Value,
-    pub(super) known: Vec<String>,
+    known: Vec<String>,
     effective: Dict,
-    pub(super) faults: Vec<String>,
+    faults: Vec<String>,
 }
 
 impl Keys {
-    pub(super) fn new(figment: Figment) -> Result<Self, Faults> {
-        let defaults = Figment::from(Toml::string(DEFAULTS))
+    /// Puts the layers over each other: the defaults, `file` (or the one that `TOPIC_BRIDGE_CONFIG` names),
+    /// the environment, and `set`, which holds `section.key=value` texts.
+    pub(crate) fn load(file: Option<PathBuf>, set: &[String]) -> Result<Self, Faults> {
+        layers::layer(file, std::env::vars_os(), set).and_then(Self::new)
+    }
+
+    /// The defaults and `set`: a test's environment may name the brokers of others.
+    #[cfg(test)]
+    pub(crate) fn of(set: &[String]) -> Result<Self, Faults> {
+        layers::layer(None, std::iter::empty(), set).and_then(Self::new)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn defaults() -> Self {
+        Self::of(&[]).unwrap()
+    }
+
+    fn new(figment: Figment) -> Result<Self, Faults> {
+        let defaults = Figment::from(defaults())
             .extract()
             .expect("config/default.toml is TOML: a test reads it");
         let merged = figment
@@ -30,7 +49,7 @@ impl Keys {
     }
 
     /// A key that has a default. On a fault, which is kept for later, it is the default's value.
-    pub(super) fn read<T>(&mut self, key: &str, parse: impl Fn(&Value) -> Result<T, String>) -> T {
+    pub(crate) fn read<T>(&mut self, key: &str, parse: impl Fn(&Value) -> Result<T, String>) -> T {
         let default =
             self.defaults.find_ref(key).cloned().expect("every key read here has a default");
         let parsed_default = || parse(&default).expect("config/default.toml passes its own check");
@@ -44,7 +63,7 @@ impl Keys {
     }
 
     /// A key that has none. A fault is kept for later, and reads as absence.
-    pub(super) fn read_optional<T>(
+    pub(crate) fn read_optional<T>(
         &mut self,
         key: &str,
         parse: impl Fn(&Value) -> Result<T, String>,
@@ -59,8 +78,7 @@ impl Keys {
         key: &str,
         parse: &impl Fn(&Value) -> Result<T, String>,
     ) -> Option<(Value, T)> {
-        self.known.push(key.to_owned());
-        let value = self.merged.find_ref(key)?.clone();
+        let value = self.take(key)?;
         match parse(&value) {
             Ok(parsed) => Some((value, parsed)),
             Err(reason) => {
@@ -70,8 +88,25 @@ impl Keys {
         }
     }
 
-    pub(super) fn fault(&mut self, key: &str, value: &Value, reason: &str) {
+    /// A key whose reader does all the rest itself.
+    pub(crate) fn take(&mut self, key: &str) -> Option<Value> {
+        self.known.push(key.to_owned());
+        self.merged.find_ref(key).cloned()
+    }
+
+    /// A section that nobody reads in this build.
+    pub(crate) fn skip(&mut self, section: &str) {
+        self.known.push(section.to_owned());
+    }
+
+    /// Something is wrong with a value.
+    pub(crate) fn fault(&mut self, key: &str, value: &Value, reason: &str) {
         self.faults.push(format!("{key}{}: {reason}", self.origin(value)));
+    }
+
+    /// Something is wrong between values.
+    pub(crate) fn reject(&mut self, fault: impl Into<String>) {
+        self.faults.push(fault.into());
     }
 
     /// Where a value came from, in brackets; nothing for a default.
@@ -81,18 +116,31 @@ impl Keys {
         };
         match &metadata.source {
             Some(figment::Source::File(path)) => format!(" ({})", path.display()),
-            _ if metadata.name.starts_with("TOML") => String::new(),
+            _ if metadata.name == layers::DEFAULTS_NAME => String::new(),
             _ => format!(" ({})", metadata.name),
         }
     }
 
-    pub(super) fn show(&mut self, key: &str, value: Value) {
+    /// Has the effective configuration show this value.
+    pub(crate) fn show(&mut self, key: &str, value: Value) {
         let nested = figment::util::nest(key, value).into_dict().unwrap_or_default();
         merge(&mut self.effective, nested);
     }
 
+    #[cfg(test)]
+    pub(crate) fn known(&self) -> &[String] {
+        &self.known
+    }
+
+    #[cfg(test)]
+    pub(crate) fn unknown(&self) -> Vec<String> {
+        let mut unknown = Vec::new();
+        unknown_keys(&self.merged, "", &self.known, &mut unknown);
+        unknown.into_iter().map(|(key, _)| key).collect()
+    }
+
     /// The effective configuration, or everything that is wrong.
-    pub(super) fn finish(mut self) -> Result<Value, Faults> {
+    pub(crate) fn finish(mut self) -> Result<Value, Faults> {
         let mut unknown = Vec::new();
         unknown_keys(&self.merged, "", &self.known, &mut unknown);
         for (key, value) in unknown {
@@ -104,11 +152,12 @@ impl Keys {
             };
             self.fault(&key, &value, &reason);
         }
-        if self.faults.is_empty() {
-            Ok(Value::from(self.effective))
-        } else {
-            Err(Faults(self.faults))
-        }
+        self.check().map(Value::from)
+    }
+
+    /// What was read so far, or what is wrong with that.
+    pub(crate) fn check(self) -> Result<Dict, Faults> {
+        if self.faults.is_empty() { Ok(self.effective) } else { Err(Faults(self.faults)) }
     }
 }
 
@@ -137,7 +186,7 @@ fn unknown_keys(value: &Value, at: &str, known: &[String], unknown: &mut Vec<(St
 }
 
 /// `unknown key`, with the nearest known one where there is a near one.
-pub(super) fn suggest<'k>(key: &str, known: impl Iterator<Item = &'k str>) -> String {
+pub(crate) fn suggest<'k>(key: &str, known: impl Iterator<Item = &'k str>) -> String {
     let nearest = known
         .map(|known| {
             let whole = strsim::damerau_levenshtein(key, known);

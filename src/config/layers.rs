@@ -4,11 +4,13 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use figment::providers::{Format, Toml};
 use figment::value::{Dict, Map, Value};
 use figment::{Figment, Metadata, Profile, Provider};
 
 use super::{DEFAULTS, Faults};
+
+/// Of the defaults, where a value's origin is asked for.
+pub(super) const DEFAULTS_NAME: &str = "the defaults";
 
 const PREFIX: &str = "TOPIC_BRIDGE_";
 const FILE_VARIABLE: &str = "TOPIC_BRIDGE_CONFIG";
@@ -48,10 +50,10 @@ pub(super) fn layer(
         }
     }
 
-    let mut figment = Figment::from(Toml::string(DEFAULTS));
+    let mut figment = Figment::from(defaults());
     if let Some(path) = named_file {
-        match parse_file(&path) {
-            Ok(()) => figment = figment.merge(Toml::file_exact(&path)),
+        match read_file(&path) {
+            Ok(table) => figment = figment.merge(table),
             Err(fault) => faults.push(fault),
         }
     }
@@ -74,8 +76,13 @@ fn is_service_link(rest: &str, value: &str) -> bool {
         || (rest.contains("PORT_") && names_protocol)
 }
 
-/// The file parsed beforehand, for a fault's own text quotes the line, in which a secret may stand.
-fn parse_file(path: &Path) -> Result<(), String> {
+pub(super) fn defaults() -> Toml {
+    let table = DEFAULTS.parse().expect("config/default.toml is TOML: a test reads it");
+    Toml { metadata: Metadata::named(DEFAULTS_NAME), table }
+}
+
+/// A fault names the line and does not quote it: a secret may stand there.
+fn read_file(path: &Path) -> Result<Toml, String> {
     let shown = path.display();
     let text = match std::fs::read_to_string(path) {
         Ok(text) => text,
@@ -84,11 +91,29 @@ fn parse_file(path: &Path) -> Result<(), String> {
         }
         Err(error) => return Err(format!("{shown}: cannot be read: {error}")),
     };
-    text.parse::<toml::Table>().map(|_| ()).map_err(|error| {
+    let table = text.parse::<toml::Table>().map_err(|error| {
         let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
         let line = before.matches('\n').count() + 1;
         format!("{shown}: line {line} is not TOML: {}", error.message())
-    })
+    })?;
+    Ok(Toml { metadata: Metadata::from("TOML file", path), table })
+}
+
+/// A whole TOML file.
+pub(super) struct Toml {
+    metadata: Metadata,
+    table: toml::Table,
+}
+
+impl Provider for Toml {
+    fn metadata(&self) -> Metadata {
+        self.metadata.clone()
+    }
+
+    fn data(&self) -> Result<Map<Profile, Dict>, figment::Error> {
+        let dict = Value::serialize(&self.table)?.into_dict().unwrap_or_default();
+        Ok(Map::from([(Profile::Default, dict)]))
+    }
 }
 
 /// One value that arrives as text, from a variable or a flag. It stays text until the key's own

@@ -10,6 +10,7 @@ use super::row::{OVERHEAD, Stored, insert, inserting};
 use super::settlement::{Change, Settlement};
 use super::{Command, Outcome, Quarantined, Receipt, Record, Refusal, Waiter};
 use crate::event::recreated_id;
+use crate::time::Timestamp;
 
 pub(super) type Answers = Vec<(Waiter, Outcome)>;
 
@@ -99,7 +100,7 @@ pub(super) fn append(
     transaction: &Transaction,
     ids: &mut Ids,
     batch: &Batch,
-    (newest, now): (u64, u64),
+    (newest, now): (u64, Timestamp),
     room: &mut Room,
     written: &mut Written,
 ) -> rusqlite::Result<()> {
@@ -135,7 +136,7 @@ pub(super) fn append(
     Ok(())
 }
 
-fn stored(record: &Record, position: u64, now: u64) -> Stored {
+fn stored(record: &Record, position: u64, now: Timestamp) -> Stored {
     let Record { accepted_at, event, traceparent } = record;
     Stored {
         position,

@@ -6,17 +6,16 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::{Limits, Outbox, Record, Workers};
-use crate::config::{self, Sync};
-use crate::event::Envelope;
+use super::{Config, Limits, Outbox, Record, Sync, Workers};
+use crate::message::Envelope;
 use crate::metrics::Metrics;
-use crate::time::Clock;
+use crate::time::{Clock, Timestamp};
 
 /// When the scripted clocks begin.
-pub(crate) const START: u64 = 1_800_000_000_000;
+pub(crate) const START: Timestamp = Timestamp::from_millis(1_800_000_000_000);
 
-pub(crate) fn settings(folder: &Path) -> config::Outbox {
-    config::Outbox {
+pub(crate) fn settings(folder: &Path) -> Config {
+    Config {
         path: folder.join("outbox.db"),
         sync: Sync::Off, // what a test of the process alone needs
         max_bytes: 1 << 30,
@@ -26,13 +25,14 @@ pub(crate) fn settings(folder: &Path) -> config::Outbox {
         remember_ids: Duration::from_secs(90 * 86_400),
         remember_ids_max: 100_000,
         quarantine_events: 3,
-        history_gives_way: false,
     }
 }
 
-pub(crate) fn open(settings: &config::Outbox, clock: &Clock) -> (Outbox, Workers) {
-    let limits = Limits { max_queued: 1000, slow: Duration::from_secs(1000) };
-    Outbox::open(settings, limits, Arc::new(Metrics::new("embedded")), clock.clone()).unwrap()
+pub(crate) const LIMITS: Limits =
+    Limits { max_queued: 1000, slow: Duration::from_secs(1000), history_gives_way: false };
+
+pub(crate) fn open(settings: &Config, clock: &Clock) -> (Outbox, Workers) {
+    Outbox::open(settings, LIMITS, Arc::new(Metrics::new("embedded")), clock.clone()).unwrap()
 }
 
 pub(crate) async fn close(workers: Workers) {
@@ -40,7 +40,7 @@ pub(crate) async fn close(workers: Workers) {
 }
 
 /// A callback's event: topics of one name have one id.
-pub(crate) fn record(topic_id: &str, accepted_at: u64) -> Record {
+pub(crate) fn record(topic_id: &str, accepted_at: Timestamp) -> Record {
     let event = Envelope {
         id: crate::event::id(1, topic_id, None),
         event_type: "t.v1".into(),

@@ -11,6 +11,7 @@ use super::lock::readers;
 use super::reserve::Reserve;
 use super::schema::explain;
 use super::{Refusal, Shared};
+use crate::time::Timestamp;
 
 /// Whether the outbox takes events.
 #[derive(Debug, Clone, PartialEq)]
@@ -98,21 +99,21 @@ impl Condition {
         match refusal {
             Refusal::Full => tracing::error!(
                 %path, used = shared.bytes.load(Relaxed), max_bytes = self.max_bytes,
-                "the outbox is full, callbacks are answered 503: bring the sink back, shorten \
+                "the outbox is full, so callbacks are answered 503: bring the sink back, shorten \
                  outbox.history, or raise outbox.max_bytes"
             ),
             Refusal::LogHeld => tracing::error!(
                 %path, log_bytes = shared.log_bytes.load(Relaxed), readers = ?readers(&self.path),
-                "the outbox's log has grown to outbox.max_bytes, callbacks are answered 503: a program \
-                 (`sqlite3`, a backup) reads the outbox in a transaction that it does not end, and the log \
-                 cannot be emptied meanwhile: end it, and taking resumes"
+                "the outbox's log has grown to outbox.max_bytes, so callbacks are answered 503: a program \
+                 (`sqlite3`, a backup) reads the outbox in a transaction that it does not end, and until \
+                 then the log cannot be emptied: end that program, and callbacks are taken again"
             ),
             Refusal::DiskFull => tracing::error!(
-                %path, "the disk is full, or a quota, callbacks are answered 503: make room, and taking \
-                 resumes"
+                %path, "the disk is full or a quota is used up, so callbacks are answered 503: make room, and \
+                 they are taken again"
             ),
             _ => tracing::error!(
-                %path, "another program holds the outbox locked, callbacks are answered 503: end it"
+                %path, "another program has locked the outbox, so callbacks are answered 503: end that program"
             ),
         }
         self.health.send_replace(Health::Refusing(refusal));
@@ -124,7 +125,7 @@ impl Condition {
             self.warned_of_quarantine = true;
             tracing::error!(
                 path = %self.path.display(), limit,
-                "the quarantine is full, malformed callbacks are answered 503 and not kept: look at \
+                "the quarantine is full, so malformed callbacks are answered 503 and not kept: look at \
                  `topic-bridge outbox list --quarantined`, or raise outbox.quarantine_events"
             );
         }
@@ -133,7 +134,7 @@ impl Condition {
     pub(super) fn poison(&self, reason: &str) {
         tracing::error!(
             path = %self.path.display(), reason,
-            "the outbox failed and takes nothing more, for its file can no longer be trusted: check the \
+            "the outbox failed and accepts nothing more, because its file can no longer be trusted: check the \
              disk, then start again"
         );
         self.health.send_replace(Health::Poisoned(reason.to_owned()));
@@ -142,9 +143,9 @@ impl Condition {
 
 impl Shared {
     /// How long the commit in progress has taken, or the last one took, if that is too long.
-    pub(super) fn slow_commit(&self, now: u64) -> Option<Duration> {
+    pub(super) fn slow_commit(&self, now: Timestamp) -> Option<Duration> {
         let started = self.commit_started.load(Relaxed);
-        let running = if started == 0 { 0 } else { now.saturating_sub(started) };
+        let running = if started == 0 { 0 } else { now.as_millis().saturating_sub(started) };
         let taken = running.max(self.commit_took.load(Relaxed));
         (taken >= self.slow.load(Relaxed)).then(|| Duration::from_millis(taken))
     }

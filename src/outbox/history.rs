@@ -1,7 +1,11 @@
 //! What the writer does beside the batches about space: it lets delivered events go when their time is
 //! over, or for want of room, and gives free pages back.
 
+use std::time::Duration;
+
 use rusqlite::{Connection, Transaction};
+
+use crate::time::Timestamp;
 
 /// Events that one transaction trims at most, so that no callback waits long behind it.
 const TRIM_AT_ONCE: u64 = 1024;
@@ -19,8 +23,8 @@ const NEAR_FULL: u64 = 90;
 const ENOUGH_ROOM: u64 = 80;
 
 pub(super) struct History {
-    /// How long delivered events are kept, in milliseconds, and how many.
-    keep: u64,
+    /// How long delivered events are kept, and how many.
+    keep: Duration,
     keep_events: u64,
     max_bytes: u64,
     gives_way: bool,
@@ -32,7 +36,7 @@ pub(super) struct History {
 }
 
 impl History {
-    pub(super) fn new(keep: u64, keep_events: u64, max_bytes: u64, gives_way: bool) -> Self {
+    pub(super) fn new(keep: Duration, keep_events: u64, max_bytes: u64, gives_way: bool) -> Self {
         let (oldest, expired, is_near_full) = (1, 0, false);
         History { keep, keep_events, max_bytes, gives_way, oldest, expired, is_near_full }
     }
@@ -54,15 +58,19 @@ impl History {
 
     /// Moves past the events that are older than the history's time. A time from the future is of a run
     /// whose clock was wrong: it counts by its distance, too, else it would hold up all behind it.
-    pub(super) fn expire(&mut self, connection: &Connection, now: u64) -> rusqlite::Result<()> {
+    pub(super) fn expire(
+        &mut self,
+        connection: &Connection,
+        now: Timestamp,
+    ) -> rusqlite::Result<()> {
         let sql =
             "SELECT position, steady_at FROM events WHERE position > ?1 ORDER BY position LIMIT ?2";
         let mut statement = connection.prepare_cached(sql)?;
         let mut rows = statement.query([self.expired.max(self.oldest - 1), EXPIRE_AT_ONCE])?;
         while let Some(row) = rows.next()? {
             // A damaged time is no reason to keep the row.
-            let at = row.get::<_, u64>(1).unwrap_or(0);
-            if now.abs_diff(at) < self.keep {
+            let at = row.get::<_, Timestamp>(1).unwrap_or_default();
+            if now.distance(at) < self.keep {
                 break;
             }
             self.expired = row.get(0)?;
@@ -82,7 +90,7 @@ impl History {
         if is_near_full && !self.is_near_full {
             tracing::warn!(
                 max_bytes = self.max_bytes,
-                "little room is left in the outbox: delivered events go before outbox.history"
+                "the outbox is nearly full: delivered events are removed before outbox.history has passed"
             );
         }
         self.is_near_full = is_near_full;

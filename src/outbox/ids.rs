@@ -3,10 +3,13 @@
 //! which is read where the hash is the same.
 
 use std::mem;
+use std::time::Duration;
 
 use hashbrown::HashTable;
 use rusqlite::{Connection, OptionalExtension as _, params};
 use uuid::Uuid;
+
+use crate::time::Timestamp;
 
 /// What a row of the table takes in the file, about. Ids have a bound of their own, so they do not
 /// count towards `outbox.max_bytes`.
@@ -31,11 +34,11 @@ struct Entry {
     position: u32,
 }
 
-/// Times are in milliseconds by the steady clock, and compared by their distance: one that comes from a
+/// Times are by the steady clock, and compared by their distance: one that comes from a
 /// run whose clock was wrong must not count for ever.
 pub(super) struct Ids {
-    window: u64,
-    remember: u64,
+    window: Duration,
+    remember: Duration,
     max: u64,
     table: HashTable<Entry>,
     /// What the open transaction has changed, to be undone if it fails.
@@ -49,15 +52,15 @@ enum Change {
 }
 
 impl Ids {
-    pub(super) fn new(window: u64, remember: u64, max: u64) -> Self {
+    pub(super) fn new(window: Duration, remember: Duration, max: u64) -> Self {
         let remember = remember.max(window);
         Ids { window, remember, max, table: HashTable::new(), staged: Vec::new() }
     }
 
     /// A time from the future is of a run whose clock was ahead. It is taken for the latest at which a
     /// repeat would count as another creation: so it is remembered, and for no longer than others.
-    pub(super) fn load(&mut self, connection: &Connection, now: u64) -> rusqlite::Result<()> {
-        let (far_ahead, past) = (now.saturating_add(self.window), now.saturating_sub(self.window));
+    pub(super) fn load(&mut self, connection: &Connection, now: Timestamp) -> rusqlite::Result<()> {
+        let (far_ahead, past) = (now + self.window, now - self.window);
         let sql = "UPDATE ids SET steady_at = ?2 WHERE steady_at > ?1";
         connection.execute(sql, [far_ahead, past])?;
         let mut statement =
@@ -83,7 +86,7 @@ impl Ids {
         &self,
         connection: &Connection,
         first_id: Uuid,
-        now: u64,
+        now: Timestamp,
         newest: u64,
     ) -> rusqlite::Result<Seen> {
         let hash = hash(first_id);
@@ -92,10 +95,10 @@ impl Ids {
             let sql = "SELECT steady_at FROM ids WHERE position = ?1 AND first_id = ?2";
             let mut statement = connection.prepare_cached(sql)?;
             let row = params![position, first_id.as_bytes()];
-            let at: Option<u64> = statement.query_row(row, |row| row.get(0)).optional()?;
+            let at: Option<Timestamp> = statement.query_row(row, |row| row.get(0)).optional()?;
             match at {
                 None => {} // another id with the same hash
-                Some(at) if now.abs_diff(at) < self.window => return Ok(Seen::InsideWindow),
+                Some(at) if now.distance(at) < self.window => return Ok(Seen::InsideWindow),
                 Some(_) => return Ok(Seen::BeforeWindow(position)),
             }
         }
@@ -108,7 +111,7 @@ impl Ids {
         connection: &Connection,
         first_id: Uuid,
         position: u64,
-        now: u64,
+        now: Timestamp,
         before: Option<u64>,
     ) -> rusqlite::Result<()> {
         let sql = "INSERT INTO ids (position, first_id, steady_at) VALUES (?1, ?2, ?3)";
@@ -125,27 +128,35 @@ impl Ids {
     }
 
     /// Whether some are remembered for longer, or are more, than is asked for.
-    pub(super) fn has_surplus(&self, connection: &Connection, now: u64) -> rusqlite::Result<bool> {
+    pub(super) fn has_surplus(
+        &self,
+        connection: &Connection,
+        now: Timestamp,
+    ) -> rusqlite::Result<bool> {
         if self.len() > self.max {
             return Ok(true);
         }
-        let oldest: Option<u64> = connection
+        let oldest: Option<Timestamp> = connection
             .prepare_cached("SELECT steady_at FROM ids ORDER BY position LIMIT 1")?
             .query_row([], |row| row.get(0))
             .optional()?;
-        Ok(oldest.is_some_and(|at| now.abs_diff(at) >= self.remember))
+        Ok(oldest.is_some_and(|at| now.distance(at) >= self.remember))
     }
 
     /// Forgets a part of the surplus, the oldest first.
-    pub(super) fn forget(&mut self, connection: &Connection, now: u64) -> rusqlite::Result<()> {
+    pub(super) fn forget(
+        &mut self,
+        connection: &Connection,
+        now: Timestamp,
+    ) -> rusqlite::Result<()> {
         let surplus = self.len().saturating_sub(self.max).min(FORGET_AT_ONCE);
         let sql = "SELECT position, first_id, steady_at FROM ids ORDER BY position LIMIT ?1";
         let mut statement = connection.prepare_cached(sql)?;
         let mut rows = statement.query([FORGET_AT_ONCE])?;
         let (mut last, mut forgotten) = (None, 0);
         while let Some(row) = rows.next()? {
-            let at: u64 = row.get(2)?;
-            if forgotten >= surplus && now.abs_diff(at) < self.remember {
+            let at: Timestamp = row.get(2)?;
+            if forgotten >= surplus && now.distance(at) < self.remember {
                 break;
             }
             let position = row.get(0)?;
@@ -209,6 +220,14 @@ fn spread(hash: u32) -> u64 {
 mod tests {
     use super::*;
 
+    fn ms(milliseconds: u64) -> Duration {
+        Duration::from_millis(milliseconds)
+    }
+
+    fn at(milliseconds: u64) -> Timestamp {
+        Timestamp::from_millis(milliseconds)
+    }
+
     /// The table alone, and a clock that the test holds.
     struct Bench {
         connection: Connection,
@@ -220,12 +239,12 @@ mod tests {
         fn new(window: u64, remember: u64, max: u64) -> Self {
             let connection = Connection::open_in_memory().unwrap();
             connection.execute_batch(&super::super::schema::tables()).unwrap();
-            Bench { connection, ids: Ids::new(window, remember, max), position: 0 }
+            Bench { connection, ids: Ids::new(ms(window), ms(remember), max), position: 0 }
         }
 
         fn seen(&self, number: u128, now: u64) -> Seen {
             let id = Uuid::from_u128(number << 96 | number);
-            self.ids.seen(&self.connection, id, now, self.position).unwrap()
+            self.ids.seen(&self.connection, id, at(now), self.position).unwrap()
         }
 
         /// Takes a creation as the writer does.
@@ -238,14 +257,14 @@ mod tests {
                 Seen::Never => None,
             };
             self.position += 1;
-            self.ids.remember(&self.connection, id, self.position, now, before).unwrap();
+            self.ids.remember(&self.connection, id, self.position, at(now), before).unwrap();
             seen
         }
 
         fn reload(&mut self, now: u64) {
             let Ids { window, remember, max, .. } = self.ids;
             self.ids = Ids::new(window, remember, max);
-            self.ids.load(&self.connection, now).unwrap();
+            self.ids.load(&self.connection, at(now)).unwrap();
         }
     }
 
@@ -294,7 +313,7 @@ mod tests {
         let mut bench = Bench::new(600, 10_000, 10);
         bench.create(7, 0);
         let other = Uuid::from_u128(7 << 96 | 8);
-        let seen = bench.ids.seen(&bench.connection, other, 0, bench.position).unwrap();
+        let seen = bench.ids.seen(&bench.connection, other, at(0), bench.position).unwrap();
         assert_eq!(seen, Seen::Never);
     }
 
@@ -304,12 +323,12 @@ mod tests {
         for number in 1..=5 {
             bench.create(number, u64::try_from(number).unwrap() * 100);
         }
-        assert!(bench.ids.has_surplus(&bench.connection, 500).unwrap());
-        bench.ids.forget(&bench.connection, 500).unwrap();
+        assert!(bench.ids.has_surplus(&bench.connection, at(500)).unwrap());
+        bench.ids.forget(&bench.connection, at(500)).unwrap();
         assert_eq!((bench.seen(2, 500), bench.seen(3, 500)), (Seen::Never, Seen::BeforeWindow(3)));
-        assert!(!bench.ids.has_surplus(&bench.connection, 1299).unwrap());
-        assert!(bench.ids.has_surplus(&bench.connection, 1300).unwrap());
-        bench.ids.forget(&bench.connection, 1400).unwrap();
+        assert!(!bench.ids.has_surplus(&bench.connection, at(1299)).unwrap());
+        assert!(bench.ids.has_surplus(&bench.connection, at(1300)).unwrap());
+        bench.ids.forget(&bench.connection, at(1400)).unwrap();
         assert_eq!((bench.seen(4, 1400), bench.ids.len()), (Seen::Never, 1));
     }
 
@@ -321,9 +340,9 @@ mod tests {
         bench.reload(5000);
         assert_eq!(bench.create(1, 5000), Seen::BeforeWindow(1));
         assert_eq!(bench.create(1, 5001), Seen::InsideWindow);
-        bench.ids.forget(&bench.connection, 5000).unwrap();
+        bench.ids.forget(&bench.connection, at(5000)).unwrap();
         assert_eq!(bench.ids.len(), 2);
-        bench.ids.forget(&bench.connection, 6001).unwrap();
+        bench.ids.forget(&bench.connection, at(6001)).unwrap();
         assert_eq!(bench.ids.len(), 0);
     }
 

@@ -1,13 +1,14 @@
 //! What an operator reads of the outbox: how much is where, lists, and single rows.
 
 use rusqlite::{OptionalExtension, Row, params};
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use uuid::Uuid;
 
 use super::reader::Reading;
 use super::row::{COLUMNS, Stored};
+use crate::time::Timestamp;
 
-/// How much is where. Times are in milliseconds since the epoch.
+/// How much is where.
 #[derive(Debug, Serialize, PartialEq)]
 pub(crate) struct Status {
     pub(crate) events: u64,
@@ -15,11 +16,17 @@ pub(crate) struct Status {
     pub(crate) newest_position: u64,
     pub(crate) settled_through: u64,
     pub(crate) pending: u64,
-    pub(crate) oldest_pending_at: Option<u64>,
+    /// In milliseconds.
+    #[serde(serialize_with = "as_millis")]
+    pub(crate) oldest_pending_at: Option<Timestamp>,
     pub(crate) deferred: u64,
     pub(crate) dead_letters: u64,
     pub(crate) quarantined: u64,
     pub(crate) bytes_in_use: u64,
+}
+
+fn as_millis<S: Serializer>(time: &Option<Timestamp>, serializer: S) -> Result<S::Ok, S::Error> {
+    time.map(Timestamp::as_millis).serialize(serializer)
 }
 
 /// Which rows to list.
@@ -31,11 +38,11 @@ pub(crate) enum List {
     Quarantined,
 }
 
-/// A row for the operator. Times are in milliseconds since the epoch.
+/// A row for the operator.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Kept {
     pub(crate) position: u64,
-    pub(crate) at: u64,
+    pub(crate) at: Timestamp,
     pub(crate) state: &'static str,
     pub(crate) reason: Option<String>,
     pub(crate) sdk_app_id: Option<u64>,
@@ -151,7 +158,7 @@ fn kept(row: &Row) -> rusqlite::Result<Kept> {
             (reason.or(Some(damaged.reason)), data.to_vec())
         }
     };
-    let at = row.get("accepted_at").unwrap_or(0);
+    let at = row.get("accepted_at").unwrap_or_default();
     Ok(Kept { position: row.get("position")?, at, state, reason, sdk_app_id: None, content })
 }
 

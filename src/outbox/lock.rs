@@ -35,7 +35,7 @@ type Identity = (u64, u64);
 pub(crate) fn unsuitable(path: &Path) -> Option<String> {
     let text = path.to_string_lossy();
     if text == ":memory:" || text.starts_with("file:") {
-        return Some("is no file of its own: name one on a disk that survives the process".into());
+        return Some("is not a file on disk: name one on a disk that survives the process".into());
     }
     let kind = fs::metadata(path).ok()?.file_type();
     if kind.is_file() {
@@ -88,7 +88,7 @@ impl Lock {
                 return Ok(lock);
             }
         }
-        Err(OpenError::unusable(path, "it is replaced again and again"))
+        Err(OpenError::unusable(path, "it keeps being replaced"))
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -111,8 +111,8 @@ impl Lock {
                         // Another user's file, on a volume that is shared by group: it can be used.
                         tracing::warn!(
                             path = %path.display(), %error,
-                            "the outbox cannot be made its owner's alone: it holds user ids and names, so \
-                             see that nobody else can read it"
+                            "cannot restrict the outbox to its owner (mode 0600): it holds user ids and \
+                             names, so make sure that nobody else can read it"
                         );
                     }
                 }
@@ -128,8 +128,8 @@ impl Lock {
         if found.nlink() > 1 {
             tracing::warn!(
                 path = %self.path.display(), names = found.nlink(),
-                "the outbox has more than one name (hard links): always start the bridge under this one, \
-                 for the log that belongs to the file stands beside the name"
+                "the outbox has more than one name (hard links): always start the bridge with this one, \
+                 because the file's log is kept beside it"
             );
         }
     }
@@ -150,7 +150,7 @@ impl Lock {
             match identity(path) {
                 Ok(found) if found == *opened => {}
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(format!("cannot look after {}: {error}", path.display()));
+                    return Err(format!("cannot watch {}: {error}", path.display()));
                 }
                 _ => {
                     let path = path.display();

@@ -8,7 +8,8 @@ use rusqlite::{Connection, Transaction, TransactionBehavior, params};
 use super::OpenError;
 use super::row::{COLUMNS, Stored, insert, inserting};
 use super::schema::{APPLICATION, explain, pragma, tables};
-use crate::event::Envelope;
+use crate::message::Envelope;
+use crate::time::Timestamp;
 
 /// `user_version` of the file. A change raises it and adds a step to [`step`].
 pub(super) const VERSION: i64 = 3;
@@ -36,7 +37,7 @@ pub(super) fn run(connection: &Connection, path: &Path) -> Result<(), OpenError>
     let path = path.display();
     match found {
         0 => tracing::info!(%path, schema_version = VERSION, "created the outbox"),
-        _ => tracing::info!(%path, from = found, to = VERSION, "brought the outbox up to date"),
+        _ => tracing::info!(%path, from = found, to = VERSION, "migrated the outbox"),
     }
     Ok(())
 }
@@ -87,7 +88,7 @@ fn copy(transaction: &Transaction, from: &str, to: &str) -> rusqlite::Result<()>
     let mut rows = select.query([])?;
     let mut insertion = inserting(transaction, to)?;
     while let Some(row) = rows.next()? {
-        let (position, accepted_at): (u64, u64) = (row.get(0)?, row.get(1)?);
+        let (position, accepted_at): (u64, Timestamp) = (row.get(0)?, row.get(1)?);
         let text = row.get_ref(2)?.as_bytes().unwrap_or_default();
         let event = std::str::from_utf8(text).ok().and_then(|text| Envelope::open(text).ok());
         let traceparent = row.get(3).unwrap_or_default();
@@ -106,7 +107,7 @@ fn copy(transaction: &Transaction, from: &str, to: &str) -> rusqlite::Result<()>
 fn set_aside(
     transaction: &Transaction,
     position: u64,
-    accepted_at: u64,
+    accepted_at: Timestamp,
     text: &[u8],
 ) -> rusqlite::Result<()> {
     let sql = format!(

@@ -24,6 +24,7 @@
 //! delivered events cost one row, and the history can go whatever still waits.
 
 mod batch;
+mod config;
 #[cfg(test)]
 pub(crate) mod fixtures;
 mod health;
@@ -55,15 +56,14 @@ use std::time::Duration;
 
 use tokio::sync::{oneshot, watch};
 
-use crate::config;
-use crate::event::Envelope;
+use crate::message::Envelope;
 use crate::metrics::Metrics;
-use crate::time::Clock;
+use crate::time::{Clock, Timestamp};
 
+pub(crate) use config::{Config, Sync};
 pub(crate) use health::Health;
 pub(crate) use lists::{Kept, List, Status};
 use lock::Lock;
-pub(crate) use lock::unsuitable;
 pub(crate) use reader::{Deferred, Reader};
 pub(crate) use row::{Damaged, Slot, Stored, position};
 pub(crate) use settlement::{Again, Refused, Settlement};
@@ -75,10 +75,10 @@ pub(crate) struct ReadError(String);
 
 pub(crate) type ReadResult<T> = Result<T, ReadError>;
 
-/// An accepted event on its way in. Times are in milliseconds since the epoch.
+/// An accepted event on its way in.
 #[derive(Debug, Clone)]
 pub(crate) struct Record {
-    pub(crate) accepted_at: u64,
+    pub(crate) accepted_at: Timestamp,
     /// With the id of the topic's first creation.
     pub(crate) event: Envelope,
     pub(crate) traceparent: Option<String>,
@@ -90,7 +90,7 @@ pub(crate) struct Quarantined {
     pub(crate) sdk_app_id: u64,
     pub(crate) client_ip: Option<String>,
     pub(crate) client_platform: Option<String>,
-    pub(crate) received_at: u64,
+    pub(crate) received_at: Timestamp,
     pub(crate) reason: String,
     pub(crate) body: Vec<u8>,
 }
@@ -118,7 +118,7 @@ pub(crate) enum Refusal {
     LogHeld,
     #[error("the disk is full")]
     DiskFull,
-    #[error("another program holds the outbox locked")]
+    #[error("another program has locked the outbox")]
     Locked,
     #[error("the outbox has failed")]
     Poisoned,
@@ -186,6 +186,9 @@ pub(crate) struct Limits {
     pub(crate) max_queued: usize,
     /// A commit that takes so long is too slow for whoever waits.
     pub(crate) slow: Duration,
+    /// Whether delivered events go before their time when there is no room left. Not where they are
+    /// the stream.
+    pub(crate) history_gives_way: bool,
 }
 
 /// The threads behind the handle, and the lock. [`Workers::close`] ends them in order.
@@ -223,7 +226,7 @@ impl Outbox {
     /// Opens or creates the file, takes its lock, and starts its threads. Must be called inside a tokio
     /// runtime, whose task hands the answers out.
     pub(crate) fn open(
-        config: &config::Outbox,
+        config: &Config,
         limits: Limits,
         metrics: Arc<Metrics>,
         clock: Clock,
@@ -291,7 +294,7 @@ impl Outbox {
         }
         let taken = self.shared.slow_commit(self.clock.steady())?;
         Some(format!(
-            "a commit has taken {taken:?}, callbacks are answered 503: is the disk overloaded?"
+            "a commit has taken {taken:?}, so callbacks are answered 503: is the disk overloaded?"
         ))
     }
 

@@ -11,6 +11,7 @@ use super::lock::Lock;
 use super::row::{COLUMNS, Slot, Stored};
 use super::schema::explain;
 use super::{OpenError, ReadError, ReadResult, schema};
+use crate::time::Timestamp;
 
 /// A page of events holds no more than this many bytes (and always one event), whatever their number.
 const MAX_PAGE_BYTES: usize = 4 << 20;
@@ -95,8 +96,8 @@ impl Reading<'_> {
     /// `not_after` is further away than any wait: what is due then waits for a clock that was wrong.
     pub(crate) fn due(
         &self,
-        now: u64,
-        not_after: u64,
+        now: Timestamp,
+        not_after: Timestamp,
         limit: usize,
     ) -> rusqlite::Result<Vec<Deferred>> {
         let sql = format!(
@@ -135,7 +136,7 @@ impl Reading<'_> {
     }
 
     /// When the next deferred event is due, by the steady clock.
-    pub(crate) fn next_due(&self) -> rusqlite::Result<Option<u64>> {
+    pub(crate) fn next_due(&self) -> rusqlite::Result<Option<Timestamp>> {
         let sql = "SELECT min(not_before) FROM deferred";
         self.connection.prepare_cached(sql)?.query_row([], |row| row.get(0))
     }
@@ -166,7 +167,7 @@ impl Reading<'_> {
     }
 
     /// When the oldest event was accepted that is not delivered yet, by the steady clock.
-    pub(crate) fn oldest_pending_at(&self) -> rusqlite::Result<Option<u64>> {
+    pub(crate) fn oldest_pending_at(&self) -> rusqlite::Result<Option<Timestamp>> {
         let sql = "SELECT min(steady_at) FROM (
                 SELECT steady_at FROM (SELECT steady_at FROM events
                     WHERE position > (SELECT settled_through FROM relay) ORDER BY position LIMIT 1)

@@ -2,11 +2,12 @@
 //! Each row carries a checksum of its values, so that what a disk has altered is found, not delivered.
 
 use crc32fast::Hasher;
-use rusqlite::types::ValueRef;
+use rusqlite::types::{FromSql, FromSqlResult, ToSql, ToSqlOutput, ValueRef};
 use rusqlite::{CachedStatement, Row, Transaction, params};
 use uuid::Uuid;
 
-use crate::event::Envelope;
+use crate::message::Envelope;
+use crate::time::Timestamp;
 
 /// All of an event but its position, in the order in which [`Stored::read`] expects them.
 pub(super) const COLUMNS: &str = "position, steady_at, accepted_at, id, sdk_app_id, type, source, time, \
@@ -30,13 +31,13 @@ pub(super) const DECLARATION: &str = "
         -- CRC-32 of the others
         checksum    INTEGER NOT NULL";
 
-/// An event in the outbox. Times are in milliseconds since the epoch.
+/// An event in the outbox.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Stored {
     /// Its number in the order of acceptance.
     pub(crate) position: u64,
-    pub(crate) steady_at: u64,
-    pub(crate) accepted_at: u64,
+    pub(crate) steady_at: Timestamp,
+    pub(crate) accepted_at: Timestamp,
     pub(crate) event: Envelope,
     /// The W3C trace context that the callback brought.
     pub(crate) traceparent: Option<String>,
@@ -79,7 +80,7 @@ impl Stored {
                 Err(_) => Err(altered("is not valid UTF-8", at)),
             },
             ValueRef::Null => Ok(None),
-            _ => Err(altered("is not a text", at)),
+            _ => Err(altered("is not text", at)),
         };
         let needed = |at: usize| text(at)?.ok_or_else(|| altered("is missing", at));
         let id = match value(3)? {
@@ -88,14 +89,14 @@ impl Stored {
         };
         let stored = Stored {
             position,
-            steady_at: number(1)?,
-            accepted_at: number(2)?,
+            steady_at: Timestamp::from_millis(number(1)?),
+            accepted_at: Timestamp::from_millis(number(2)?),
             event: Envelope {
                 id: id.ok_or_else(|| altered("is not an id", 3))?,
                 sdk_app_id: number(4)?,
                 event_type: needed(5)?,
                 source: needed(6)?,
-                time: number(7)?,
+                time: Timestamp::from_millis(number(7)?),
                 topic_id: needed(8)?,
                 group_id: needed(9)?,
                 platform: text(10)?,
@@ -105,8 +106,7 @@ impl Stored {
         };
         if number(13)? != u64::from(stored.checksum()) {
             return Err(
-                "the stored event is damaged: its checksum does not match, look after the disk"
-                    .into(),
+                "the stored event is damaged: its checksum does not match, check the disk".into()
             );
         }
         Ok(stored)
@@ -114,7 +114,7 @@ impl Stored {
 
     /// What a structured event is as a row.
     #[cfg(test)]
-    pub(crate) fn of(position: u64, accepted_at: u64, json: &str) -> Self {
+    pub(crate) fn of(position: u64, accepted_at: Timestamp, json: &str) -> Self {
         let event = Envelope::open(json).unwrap();
         Stored { position, steady_at: accepted_at, accepted_at, event, traceparent: None }
     }
@@ -123,7 +123,9 @@ impl Stored {
     pub(super) fn checksum(&self) -> u32 {
         let Stored { position, steady_at, accepted_at, event, traceparent } = self;
         let mut sum = Hasher::new();
-        for number in [*position, *steady_at, *accepted_at, event.sdk_app_id, event.time] {
+        let times = [*steady_at, *accepted_at, event.time].map(Timestamp::as_millis);
+        let [steady_at, accepted_at, time] = times;
+        for number in [*position, steady_at, accepted_at, event.sdk_app_id, time] {
             sum.update(&number.to_le_bytes());
         }
         sum.update(event.id.as_bytes());
@@ -152,12 +154,25 @@ impl Stored {
     }
 }
 
+/// In milliseconds.
+impl ToSql for Timestamp {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(self.as_millis().cast_signed().into())
+    }
+}
+
+impl FromSql for Timestamp {
+    fn column_result(value: ValueRef) -> FromSqlResult<Self> {
+        i64::column_result(value).map(|number| Timestamp::from_millis(number.cast_unsigned()))
+    }
+}
+
 /// What a row costs beside its texts.
 pub(super) const OVERHEAD: u64 = 80;
 
 fn altered(how: &str, at: usize) -> String {
     let name = COLUMNS.split(", ").nth(at).unwrap_or_default();
-    format!("the stored event is damaged: its {name} {how}, look after the disk")
+    format!("the stored event is damaged: its {name} {how}, check the disk")
 }
 
 pub(super) fn inserting<'t>(
@@ -173,13 +188,13 @@ pub(super) fn insert(statement: &mut CachedStatement, stored: &Stored) -> rusqli
     let Stored { position, steady_at, accepted_at, event, traceparent } = stored;
     statement.execute(params![
         position.cast_signed(),
-        steady_at.cast_signed(),
-        accepted_at.cast_signed(),
+        steady_at,
+        accepted_at,
         event.id.as_bytes(),
         event.sdk_app_id.cast_signed(),
         event.event_type,
         event.source,
-        event.time.cast_signed(),
+        event.time,
         event.topic_id,
         event.group_id,
         event.platform,

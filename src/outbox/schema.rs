@@ -139,7 +139,7 @@ pub(super) fn open_for_reading(path: &Path) -> Result<Connection, OpenError> {
     let application: i64 = pragma(&connection, "application_id").map_err(unusable)?;
     let found: i64 = pragma(&connection, "user_version").map_err(unusable)?;
     if application != APPLICATION {
-        return Err(OpenError::unusable(path, "it is no outbox of topic-bridge"));
+        return Err(OpenError::unusable(path, "it is not a topic-bridge outbox"));
     }
     if found < VERSION {
         let reason = "an older release wrote it: start the bridge on it once";
@@ -188,7 +188,7 @@ pub(super) fn explain(error: &rusqlite::Error, path: &Path) -> String {
     use rusqlite::ErrorCode::{CannotOpen, DatabaseCorrupt, DiskFull, NotADatabase, ReadOnly};
     let hint = match error.sqlite_error_code() {
         Some(CannotOpen | ReadOnly) => ": may this user write the file and its directory?".into(),
-        Some(NotADatabase) => ": it is no SQLite file; name another outbox.path".into(),
+        Some(NotADatabase) => ": it is not an SQLite file; set outbox.path to another file".into(),
         Some(DatabaseCorrupt) => {
             let path = path.display();
             format!(

@@ -3,6 +3,7 @@
 use rusqlite::{Transaction, params};
 
 use super::row::COLUMNS;
+use crate::time::Timestamp;
 
 /// What became of a batch beyond being delivered in line.
 #[derive(Debug, Default, Clone, PartialEq)]
@@ -29,8 +30,8 @@ impl Settlement {
 pub(crate) struct Again {
     pub(crate) position: u64,
     pub(crate) attempts: u32,
-    /// Milliseconds by the steady clock.
-    pub(crate) not_before: u64,
+    /// By the steady clock.
+    pub(crate) not_before: Timestamp,
     pub(crate) reason: String,
 }
 
@@ -38,8 +39,7 @@ pub(crate) struct Again {
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Refused {
     pub(crate) position: u64,
-    /// Milliseconds since the epoch.
-    pub(crate) at: u64,
+    pub(crate) at: Timestamp,
     pub(crate) reason: String,
 }
 

@@ -18,14 +18,12 @@ use super::log::{Log, run_checkpoints};
 use super::recovery::{CutOff, cut_off, make_durable};
 use super::reserve::Reserve;
 use super::writer::Writer;
-use super::{Command, Limits, OpenError, Outbox, Refusal, Shared, Workers, schema};
-use crate::config;
-use crate::event::rfc3339;
+use super::{Command, Config, Limits, OpenError, Outbox, Refusal, Shared, Workers, schema};
 use crate::metrics::Metrics;
-use crate::time::{self, Clock, milliseconds};
+use crate::time::{Clock, Timestamp, milliseconds};
 
 pub(super) fn start(
-    config: &config::Outbox,
+    config: &Config,
     limits: Limits,
     metrics: Arc<Metrics>,
     clock: Clock,
@@ -67,7 +65,7 @@ pub(super) fn start(
         thread::Builder::new()
             .name(name.to_owned())
             .spawn(body)
-            .map_err(|error| unusable(format!("no thread to write it: {error}")))
+            .map_err(|error| unusable(format!("cannot start a thread to write it: {error}")))
     };
     let (to_writer, reserve) = (commands.clone(), writer.reserve.clone());
     let writing = Box::new(move || writer.run());
@@ -100,7 +98,7 @@ struct Ends {
 
 /// A writer that knows what is in the file.
 fn build(
-    config: &config::Outbox,
+    config: &Config,
     limits: Limits,
     lock: &Arc<Lock>,
     connection: Connection,
@@ -124,16 +122,12 @@ fn build(
         clock: ends.clock,
         lock: lock.clone(),
         reserve: Reserve::of(lock.path()),
-        ids: Ids::new(
-            milliseconds(config.dedupe_window),
-            milliseconds(config.remember_ids),
-            config.remember_ids_max,
-        ),
+        ids: Ids::new(config.dedupe_window, config.remember_ids, config.remember_ids_max),
         history: History::new(
-            milliseconds(config.history),
+            config.history,
             config.history_events,
             config.max_bytes,
-            config.history_gives_way,
+            limits.history_gives_way,
         ),
         log,
         page_size,
@@ -162,7 +156,7 @@ async fn hand_out(mut answers: tokio::sync::mpsc::UnboundedReceiver<Answers>) {
 /// transactions that cannot be read are more than that: the disk has lost or altered them.
 fn report(cut_off: &CutOff, position: u64, path: &Path) {
     let CutOff { bytes, commits, written_at } = cut_off;
-    let written_at = rfc3339(time::since_epoch(*written_at));
+    let written_at = Timestamp::from(*written_at);
     let path = path.display();
     if *commits == 0 {
         tracing::info!(

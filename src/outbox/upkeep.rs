@@ -59,7 +59,7 @@ impl Writer {
     }
 
     /// While it refuses, or a commit took too long, finds out whether that is over: nobody else will,
-    /// once a load balancer has believed `/readyz`.
+    /// once a load balancer has acted on `/readyz`.
     fn probe(&mut self) -> rusqlite::Result<()> {
         match self.condition.refusal() {
             None if self.shared.slow_commit(self.clock.steady()).is_some() => {

@@ -21,9 +21,9 @@ use super::log::{Log, checkpoint};
 use super::reserve::Reserve;
 use super::settlement::{self, Settlement};
 use super::{Command, Receipt, Refusal, Shared};
-use crate::config::{self, Sync};
+use super::{Config, Sync};
 use crate::metrics::{CallbackOutcome, Metrics};
-use crate::time::Clock;
+use crate::time::{Clock, Timestamp, milliseconds};
 
 /// With so many events a batch is not made larger: the first would wait too long.
 const MAX_BATCH: usize = 1024;
@@ -56,7 +56,7 @@ pub(super) struct Writer {
     pub(super) last: watch::Sender<u64>,
     pub(super) condition: Condition,
     pub(super) metrics: Arc<Metrics>,
-    pub(super) config: config::Outbox,
+    pub(super) config: Config,
     pub(super) clock: Clock,
     pub(super) lock: Arc<Lock>,
     pub(super) reserve: Reserve,
@@ -69,7 +69,7 @@ pub(super) struct Writer {
     /// What `PRAGMA synchronous` says now.
     pub(super) sync: Option<Sync>,
     /// When the watermark was written last, by the steady clock.
-    pub(super) settled_at: u64,
+    pub(super) settled_at: Timestamp,
     /// What is more than the watermark and not written yet, and who waits for that.
     pub(super) settling: Vec<(Settlement, oneshot::Sender<()>)>,
     /// More ids are remembered than need be.
@@ -226,10 +226,10 @@ impl Writer {
     /// Lets others see how long a commit takes, while it does and afterwards.
     pub(super) fn timed<T>(&mut self, commit: impl FnOnce(&mut Self) -> T) -> T {
         let started = self.clock.steady();
-        self.shared.commit_started.store(started, Relaxed);
+        self.shared.commit_started.store(started.as_millis(), Relaxed);
         let result = commit(self);
-        let took = self.clock.steady().saturating_sub(started);
-        self.shared.commit_took.store(took, Relaxed);
+        let took = self.clock.steady().since(started);
+        self.shared.commit_took.store(milliseconds(took), Relaxed);
         self.shared.commit_started.store(0, Relaxed);
         result
     }
@@ -400,8 +400,7 @@ impl Writer {
 
     /// Whether the watermark has waited long enough.
     pub(super) fn is_time(&self) -> bool {
-        let passed = self.clock.steady().saturating_sub(self.settled_at);
-        Duration::from_millis(passed) >= SETTLE_EVERY
+        self.clock.steady().since(self.settled_at) >= SETTLE_EVERY
     }
 
     pub(super) fn log_bytes(&self) -> u64 {

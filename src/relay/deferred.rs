@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 
-use super::{ASK_EVERY, PATIENCE, Relay, Round, all_alike};
+use super::handover::all_alike;
+use super::{ASK_EVERY, PATIENCE, Relay, Round};
 use crate::outbox::{Deferred, Settlement, position};
-use crate::sink::{Reason, Verdict};
-use crate::time::milliseconds;
+use crate::verdict::{Reason, Verdict};
 
 /// While something else was delivered within this time, deferred events that fail say nothing of the sink.
 const QUIET: Duration = Duration::from_secs(60);
@@ -28,7 +28,7 @@ impl Relay {
             }
         }
         let now = self.outbox.clock().steady();
-        let not_after = now.saturating_add(milliseconds(self.config.retry_max));
+        let not_after = now + self.config.retry_max;
         let due = self.reader.run_here(|reading| reading.due(now, not_after, limit));
         let due = due.context(UNREADABLE)?;
         if !due.is_empty() || self.since(self.probed_at) < ASK_EVERY {
@@ -67,7 +67,7 @@ impl Relay {
                 Verdict::Refused(reason) => {
                     settlement.refused.push(self.refused(position, reason.text))
                 }
-                Verdict::Later(reason) => {
+                Verdict::Later(reason) | Verdict::Alone(reason) => {
                     settlement.again.push(self.again(position, attempts.saturating_add(1), reason));
                 }
                 Verdict::Away(reason) => away = away.or(Some(reason)),
@@ -102,7 +102,7 @@ impl Relay {
             return Ok(PATIENCE);
         }
         let due = self.reader.run_here(|reading| reading.next_due()).context(UNREADABLE)?;
-        let due = due.unwrap_or(u64::MAX).saturating_sub(self.outbox.clock().steady());
-        Ok(Duration::from_millis(due).clamp(Duration::from_millis(1), PATIENCE))
+        let wait = due.map_or(PATIENCE, |due| due.since(self.outbox.clock().steady()));
+        Ok(wait.clamp(Duration::from_millis(1), PATIENCE))
     }
 }

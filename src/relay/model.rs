@@ -13,23 +13,24 @@ mod stage;
 mod world;
 
 use std::cell::{Cell, OnceCell};
+use std::time::Duration;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
 use proptest::test_runner::{Config, RngSeed, TestError, TestRunner};
 
-use crate::sink::Kind;
+use crate::verdict::Kind;
 use world::World;
 
-/// How outbox and relay are set up. Times are in milliseconds.
+/// How outbox and relay are set up.
 #[derive(Debug, Clone)]
 struct Settings {
     batch: usize,
-    history: u64,
+    history: Duration,
     history_events: u64,
     history_gives_way: bool,
-    remember_ids: u64,
+    remember_ids: Duration,
     remember_ids_max: u64,
     max_bytes: u64,
     quarantine_events: u64,
@@ -82,6 +83,8 @@ enum Answer {
     Delivered,
     Later(Kind),
     Refused,
+    /// In company; alone it is refused for good.
+    Alone,
     Away,
 }
 
@@ -100,10 +103,10 @@ fn settings() -> impl Strategy<Value = Settings> {
             |(batch, history, events, gives_way, remember, max_ids, max_bytes, quarantine)| {
                 Settings {
                     batch,
-                    history,
+                    history: Duration::from_millis(history),
                     history_events: events,
                     history_gives_way: gives_way,
-                    remember_ids: remember,
+                    remember_ids: Duration::from_millis(remember),
                     remember_ids_max: max_ids,
                     max_bytes,
                     quarantine_events: quarantine,
@@ -155,6 +158,7 @@ fn answer() -> impl Strategy<Value = Answer> {
         5 => Just(Answer::Delivered),
         3 => select(vec![Kind::Unroutable, Kind::Rejected]).prop_map(Answer::Later),
         1 => Just(Answer::Refused),
+        1 => Just(Answer::Alone),
         1 => Just(Answer::Away),
     ]
 }
@@ -222,10 +226,10 @@ fn whatever_happens_nothing_is_lost_invented_or_told_twice() {
 fn a_lock_that_is_met_while_room_is_made_costs_no_reserve() {
     let settings = Settings {
         batch: 1,
-        history: 1,
+        history: Duration::from_millis(1),
         history_events: 0,
         history_gives_way: false,
-        remember_ids: 0,
+        remember_ids: Duration::ZERO,
         remember_ids_max: 1,
         max_bytes: 1 << 30,
         quarantine_events: 0,

@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use super::Relay;
+use crate::time::Timestamp;
 
-/// When something was, in milliseconds by the steady clock; of two in one millisecond, which was first.
+/// When something was, by the steady clock; of two in one millisecond, which was first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Moment {
-    pub(super) at: u64,
+    pub(super) at: Timestamp,
     number: u64,
 }
 
@@ -17,7 +18,7 @@ impl Relay {
         Moment { at: self.outbox.clock().steady(), number: self.moments }
     }
 
-    pub(super) fn since(&self, at: u64) -> Duration {
-        Duration::from_millis(self.outbox.clock().steady().saturating_sub(at))
+    pub(super) fn since(&self, at: Timestamp) -> Duration {
+        self.outbox.clock().steady().since(at)
     }
 }

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use crate::metrics::Metrics;
-use crate::sink::{Kind, Reason};
-use crate::time::Clock;
+use crate::time::{Clock, Timestamp};
+use crate::verdict::{Kind, Reason};
 
 /// How often the log repeats that the sink takes nothing.
 const REMINDER: Duration = Duration::from_secs(600);
@@ -29,7 +29,7 @@ pub(super) struct Standing {
     /// Rounds in a row in which it took nothing.
     pub(super) failures: u32,
     /// When it last said how it is, by the steady clock.
-    heard_at: Option<u64>,
+    answered_at: Option<Timestamp>,
     /// What the log said last, and when.
     said: Option<(Kind, Instant)>,
 }
@@ -38,7 +38,7 @@ impl Standing {
     pub(super) fn new(metrics: Arc<Metrics>, clock: Clock, is_up: bool) -> Self {
         metrics.sink_up.set(i64::from(is_up));
         let state = watch::Sender::new(if is_up { SinkState::Up } else { SinkState::Unknown });
-        Standing { state, metrics, clock, failures: 0, heard_at: None, said: None }
+        Standing { state, metrics, clock, failures: 0, answered_at: None, said: None }
     }
 
     pub(super) fn subscribe(&self) -> watch::Receiver<SinkState> {
@@ -49,7 +49,7 @@ impl Standing {
         *self.state.borrow() == SinkState::Up
     }
 
-    /// Why it is not up, if it was heard.
+    /// Why it is not up, if it is known.
     pub(super) fn kind(&self) -> Option<Kind> {
         match &*self.state.borrow() {
             SinkState::Away(_, kind) => Some(*kind),
@@ -57,18 +57,18 @@ impl Standing {
         }
     }
 
-    pub(super) fn was_heard_within(&self, time: Duration) -> bool {
+    pub(super) fn has_answered_within(&self, time: Duration) -> bool {
         let now = self.clock.steady();
-        self.heard_at.is_some_and(|at| Duration::from_millis(now.saturating_sub(at)) < time)
+        self.answered_at.is_some_and(|at| now.since(at) < time)
     }
 
     /// It was asked, and nothing has changed.
-    pub(super) fn hear(&mut self) {
-        self.heard_at = Some(self.clock.steady());
+    pub(super) fn note_answer(&mut self) {
+        self.answered_at = Some(self.clock.steady());
     }
 
     pub(super) fn up(&mut self, waiting: u64) {
-        self.heard_at = Some(self.clock.steady());
+        self.answered_at = Some(self.clock.steady());
         let attempts = std::mem::take(&mut self.failures);
         if self.is_up() {
             return;
@@ -87,7 +87,7 @@ impl Standing {
     }
 
     pub(super) fn down(&mut self, reason: Reason, waiting: u64) {
-        self.heard_at = Some(self.clock.steady());
+        self.answered_at = Some(self.clock.steady());
         let is_news =
             self.said.is_none_or(|(kind, at)| kind != reason.kind || at.elapsed() >= REMINDER);
         if is_news {

@@ -5,8 +5,10 @@ use crate::outbox::fixtures::{self, START, record};
 use crate::outbox::{List, Workers};
 use crate::sink::scripted::{Journal, Scripted};
 use crate::time::Clock;
+use crate::verdict::{Kind, Verdict};
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 /// An outbox that holds `events` events, and what it takes to run a relay over it.
 struct Bench {
@@ -32,7 +34,7 @@ impl Bench {
     }
 
     fn relay(&self, sink: Scripted) -> Relay {
-        let config = config::Relay {
+        let config = Config {
             batch: 10,
             retry_min: Duration::from_millis(1),
             retry_max: Duration::from_millis(4),
@@ -40,7 +42,7 @@ impl Bench {
             drain_timeout: Duration::from_millis(50),
         };
         let reader = self.outbox.reader().unwrap();
-        let sink = Sink::Scripted(sink);
+        let sink = Sink::scripted(sink);
         Relay::new(config, self.outbox.clone(), reader, sink, self.metrics.clone())
     }
 
@@ -257,7 +259,7 @@ async fn once_something_gets_through_what_was_deferred_goes_first_and_in_order()
     is_bound.store(true, Ordering::Relaxed);
     let record = record("a new one", START);
     bench.outbox.append(record).unwrap().await.unwrap().unwrap();
-    relay.probed_at -= milliseconds(ASK_EVERY);
+    relay.probed_at = relay.probed_at - ASK_EVERY;
     while bench.outbox.pending() > 0 {
         relay.round().await.unwrap();
         relay.flush().await.unwrap();

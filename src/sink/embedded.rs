@@ -1,14 +1,14 @@
 //! The sink without a broker: the outbox's own history is the stream, and consumers read it over the
 //! private listener. What the relay has read back from the outbox is in the stream already, durably.
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::sync::mpsc;
 
-use super::{Finding, Health, Verdict, subscribed};
-use crate::config::Config;
-use crate::outbox::{self, Reader, Stored};
+use super::subscribed;
+use crate::outbox::{self, Reader};
 
 /// How often `tail` looks for new events.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -16,22 +16,13 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// Events that `tail` reads at once.
 const PAGE: usize = 1000;
 
-pub(super) fn deliver(events: &[Stored]) -> Vec<Verdict> {
-    vec![Verdict::Delivered; events.len()]
-}
-
-pub(super) fn examine() -> Vec<Finding> {
-    let text = "no broker: the outbox's own history is the stream".into();
-    vec![Finding { point: "sink", verdict: Health::Good, text }]
-}
-
 /// Reads the file, beside a running bridge or without one.
 pub(super) async fn tail(
-    config: &Config,
+    outbox: &Path,
     from_start: bool,
     lines: mpsc::Sender<String>,
 ) -> anyhow::Result<()> {
-    let reader = Reader::open(&config.outbox.path)?;
+    let reader = Reader::open(outbox)?;
     let mut position = reader
         .run(move |reading| if from_start { reading.before_oldest() } else { reading.newest() })
         .await

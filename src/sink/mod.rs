@@ -6,106 +6,118 @@
 //! decides when to ask, so nothing here retries or waits between attempts. Every wait has a deadline,
 //! `relay.confirm_timeout`, after which the sink counts as away.
 //!
-//! A new sink is one file beside this one and one line in each match below.
+//! A new sink is a file beside this one, a [`Broker`] with its session, and one line in each match below.
 
+mod access;
 mod embedded;
 #[cfg(feature = "kafka")]
 mod kafka;
 #[cfg(feature = "nats")]
 mod nats;
+mod outgoing;
 #[cfg(feature = "rabbitmq")]
 mod rabbitmq;
 #[cfg(test)]
 pub(crate) mod scripted;
+mod session;
+
+use std::path::PathBuf;
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use crate::config::{Config, Faults, SinkKind};
+use crate::config::value::choice;
+use crate::config::{Faults, Keys, Value};
+use crate::event;
+use crate::message::Encoding;
 use crate::outbox::Stored;
+use crate::verdict::{Reason, Verdict};
+use outgoing::Outgoing;
+use session::{Broker, Delivery};
 
-/// How many times `relay.batch` a sink gets at once that does well with more.
-#[cfg(any(feature = "kafka", feature = "nats"))]
-const BATCHES: usize = 4;
-
-/// What became of one event.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Verdict {
-    /// Confirmed.
-    Delivered,
-    /// Not now, for a reason of this event's own: it is tried again by itself, the line moves on.
-    Later(Reason),
-    /// Never: it becomes a dead letter.
-    Refused(Reason),
-    /// The sink takes nothing now. The event keeps its place in the line.
-    Away(Reason),
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum SinkKind {
+    Embedded,
+    Kafka,
+    Rabbitmq,
+    Nats,
 }
 
-/// Why an event, or a sink, is not where it should be.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Reason {
-    pub(crate) kind: Kind,
-    /// For the operator: what happened, its likely cause, and what to do.
-    pub(crate) text: String,
-}
+const SINKS: [(&str, SinkKind); 4] = [
+    ("embedded", SinkKind::Embedded),
+    ("kafka", SinkKind::Kafka),
+    ("rabbitmq", SinkKind::Rabbitmq),
+    ("nats", SinkKind::Nats),
+];
 
-impl Reason {
-    pub(crate) fn new(kind: Kind, text: impl Into<String>) -> Self {
-        Reason { kind, text: text.into() }
-    }
-}
-
-/// The label `kind` of `publish_errors_total`: one set for all sinks, and no other is ever used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
-    /// There is no connection to the broker.
-    Unreachable,
-    /// Handed over, and not confirmed in time: it may have arrived.
-    Timeout,
-    /// The broker does not let this user in, or do this.
-    Credentials,
-    /// Topic, exchange or stream is missing, or is not as the bridge needs it.
-    Topology,
-    /// The broker takes nothing now: an alarm, or too few replicas.
-    Blocked,
-    /// The broker took it and gave it back: a limit is reached.
-    Rejected,
-    /// Nothing is bound where it was sent.
-    Unroutable,
-    /// Too large for the broker, for good.
-    TooLarge,
-    /// Not acceptable in itself, for good.
-    Invalid,
-    Other,
-}
-
-impl Kind {
-    pub(crate) const ALL: [Kind; 10] = [
-        Kind::Unreachable,
-        Kind::Timeout,
-        Kind::Credentials,
-        Kind::Topology,
-        Kind::Blocked,
-        Kind::Rejected,
-        Kind::Unroutable,
-        Kind::TooLarge,
-        Kind::Invalid,
-        Kind::Other,
-    ];
-
+impl SinkKind {
     pub(crate) fn name(self) -> &'static str {
+        SINKS.iter().find(|(_, kind)| *kind == self).expect("SINKS names each").0
+    }
+
+    fn is_in_this_build(self) -> bool {
         match self {
-            Kind::Unreachable => "unreachable",
-            Kind::Timeout => "timeout",
-            Kind::Credentials => "credentials",
-            Kind::Topology => "topology",
-            Kind::Blocked => "blocked",
-            Kind::Rejected => "rejected",
-            Kind::Unroutable => "unroutable",
-            Kind::TooLarge => "too_large",
-            Kind::Invalid => "invalid",
-            Kind::Other => "other",
+            SinkKind::Embedded => true,
+            SinkKind::Kafka => cfg!(feature = "kafka"),
+            SinkKind::Rabbitmq => cfg!(feature = "rabbitmq"),
+            SinkKind::Nats => cfg!(feature = "nats"),
         }
     }
+
+    fn read(value: &Value) -> Result<Self, String> {
+        let kind = choice(value, &SINKS)?;
+        if kind.is_in_this_build() {
+            return Ok(kind);
+        }
+        let name = kind.name();
+        Err(format!(
+            "{name:?} is not in this build: build with --features {name}, or take the full one"
+        ))
+    }
+}
+
+/// `sink`, and the section of each broker. All of them are checked whichever is in use, so that a typing
+/// error shows before the day the sink is changed.
+#[derive(Debug, Clone)]
+pub(crate) struct Config {
+    pub(crate) kind: SinkKind,
+    #[cfg(feature = "kafka")]
+    kafka: kafka::Config,
+    #[cfg(feature = "rabbitmq")]
+    rabbitmq: rabbitmq::Config,
+    #[cfg(feature = "nats")]
+    nats: nats::Config,
+}
+
+impl Config {
+    pub(crate) fn read(keys: &mut Keys) -> Self {
+        for kind in [SinkKind::Kafka, SinkKind::Rabbitmq, SinkKind::Nats] {
+            if !kind.is_in_this_build() {
+                keys.skip(kind.name());
+            }
+        }
+        Config {
+            kind: keys.read("sink", SinkKind::read),
+            #[cfg(feature = "kafka")]
+            kafka: kafka::Config::read(keys),
+            #[cfg(feature = "rabbitmq")]
+            rabbitmq: rabbitmq::Config::read(keys),
+            #[cfg(feature = "nats")]
+            nats: nats::Config::read(keys),
+        }
+    }
+}
+
+/// What a sink needs of the other sections.
+#[derive(Debug, Clone)]
+pub(crate) struct Terms {
+    pub(crate) event: event::Config,
+    /// `relay.confirm_timeout`: the longest wait for a broker.
+    pub(crate) patience: Duration,
+    /// `relay.batch`.
+    pub(crate) batch: usize,
+    pub(crate) max_body_bytes: u64,
+    pub(crate) outbox: PathBuf,
 }
 
 /// One point of `check --connect`.
@@ -128,14 +140,20 @@ pub(crate) enum Health {
     Bad,
 }
 
-pub(crate) enum Sink {
+/// Where events go.
+pub(crate) struct Sink {
+    way: Way,
+    encoding: Encoding,
+}
+
+enum Way {
     Embedded,
     #[cfg(feature = "kafka")]
-    Kafka(Box<kafka::Kafka>),
+    Kafka(Box<Delivery<kafka::Kafka>>),
     #[cfg(feature = "nats")]
-    Nats(Box<nats::Nats>),
+    Nats(Box<Delivery<nats::Nats>>),
     #[cfg(feature = "rabbitmq")]
-    Rabbitmq(Box<rabbitmq::Rabbitmq>),
+    Rabbitmq(Box<Delivery<rabbitmq::Rabbitmq>>),
     #[cfg(test)]
     Scripted(scripted::Scripted),
 }
@@ -143,52 +161,65 @@ pub(crate) enum Sink {
 impl Sink {
     /// Connects to nothing yet. An error is what only the client library finds wrong in the
     /// configuration.
-    pub(crate) fn new(config: &Config) -> Result<Self, Faults> {
-        Self::build(config).map_err(|error| Faults::one(format!("{error:#}")))
-    }
-
-    #[cfg_attr(
-        not(any(feature = "kafka", feature = "nats", feature = "rabbitmq")),
-        expect(clippy::unnecessary_wraps, reason = "brokers can fail here")
-    )]
-    fn build(config: &Config) -> anyhow::Result<Self> {
-        Ok(match config.sink {
-            SinkKind::Embedded => Sink::Embedded,
+    pub(crate) fn new(config: &Config, terms: &Terms) -> Result<Self, Faults> {
+        let way = match config.kind {
+            SinkKind::Embedded => Ok(Way::Embedded),
             #[cfg(feature = "kafka")]
-            SinkKind::Kafka => Sink::Kafka(Box::new(kafka::Kafka::new(config)?)),
+            SinkKind::Kafka => kafka::delivery(&config.kafka, terms).map(|d| Way::Kafka(d.into())),
             #[cfg(feature = "nats")]
-            SinkKind::Nats => Sink::Nats(Box::new(nats::Nats::new(config)?)),
+            SinkKind::Nats => {
+                let nats = nats::Nats::new(&config.nats, terms);
+                Ok(Way::Nats(Delivery::new(nats, None).into()))
+            }
             #[cfg(feature = "rabbitmq")]
-            SinkKind::Rabbitmq => Sink::Rabbitmq(Box::new(rabbitmq::Rabbitmq::new(config)?)),
+            SinkKind::Rabbitmq => rabbitmq::Rabbitmq::new(&config.rabbitmq, terms)
+                .map(|rabbitmq| Way::Rabbitmq(Delivery::new(rabbitmq, None).into())),
             #[allow(unreachable_patterns)] // in the build that has them all
             other => unreachable!("{} is refused where it is not built in", other.name()),
-        })
+        };
+        let way = way.map_err(|error: anyhow::Error| Faults::one(format!("{error:#}")))?;
+        Ok(Sink { way, encoding: terms.event.encoding })
+    }
+
+    #[cfg(test)]
+    pub(crate) fn scripted(script: scripted::Scripted) -> Self {
+        Sink { way: Way::Scripted(script), encoding: Encoding::Structured }
+    }
+
+    #[cfg(all(test, feature = "kafka"))]
+    fn kafka(&self) -> &Delivery<kafka::Kafka> {
+        let Way::Kafka(delivery) = &self.way else { panic!("it is another one") };
+        delivery
+    }
+
+    /// Whether there is no broker that could be away.
+    pub(crate) fn needs_nobody(&self) -> bool {
+        matches!(self.way, Way::Embedded)
     }
 
     /// Whether events can be delivered now: connects where there is no connection, and creates or
     /// checks what the configuration says.
     pub(crate) async fn ready(&mut self) -> Result<(), Reason> {
-        match self {
-            Sink::Embedded => Ok(()),
+        match &mut self.way {
+            Way::Embedded => Ok(()),
             #[cfg(feature = "kafka")]
-            Sink::Kafka(kafka) => kafka.ready().await,
+            Way::Kafka(delivery) => delivery.ready().await,
             #[cfg(feature = "nats")]
-            Sink::Nats(nats) => nats.ready().await,
+            Way::Nats(delivery) => delivery.ready().await,
             #[cfg(feature = "rabbitmq")]
-            Sink::Rabbitmq(rabbitmq) => rabbitmq.ready().await,
+            Way::Rabbitmq(delivery) => delivery.ready().await,
             #[cfg(test)]
-            Sink::Scripted(scripted) => scripted.ready(),
+            Way::Scripted(scripted) => scripted.ready(),
         }
     }
 
-    /// How many events it does best to hand over at once, where `relay.batch` is `configured`. Each batch
-    /// is waited for, and larger ones less often: Kafka and NATS were seen to gain by that.
+    /// How many events it does best to hand over at once, where `relay.batch` is `configured`.
     pub(crate) fn batch(&self, configured: usize) -> usize {
-        match self {
+        match self.way {
             #[cfg(feature = "kafka")]
-            Sink::Kafka(_) => BATCHES * configured,
+            Way::Kafka(_) => kafka::Kafka::BATCHES * configured,
             #[cfg(feature = "nats")]
-            Sink::Nats(_) => BATCHES * configured,
+            Way::Nats(_) => nats::Nats::BATCHES * configured,
             _ => configured,
         }
     }
@@ -196,48 +227,53 @@ impl Sink {
     /// Settles a batch: one verdict for each event. May be dropped midway: what was confirmed by then
     /// is not known, and is delivered again.
     pub(crate) async fn deliver(&mut self, events: &[Stored]) -> Vec<Verdict> {
-        match self {
-            Sink::Embedded => embedded::deliver(events),
+        match &mut self.way {
+            Way::Embedded => vec![Verdict::Delivered; events.len()],
             #[cfg(feature = "kafka")]
-            Sink::Kafka(kafka) => kafka.deliver(events).await,
+            Way::Kafka(delivery) => delivery.deliver(Outgoing::all(events, self.encoding)).await,
             #[cfg(feature = "nats")]
-            Sink::Nats(nats) => nats.deliver(events).await,
+            Way::Nats(delivery) => delivery.deliver(Outgoing::all(events, self.encoding)).await,
             #[cfg(feature = "rabbitmq")]
-            Sink::Rabbitmq(rabbitmq) => rabbitmq.deliver(events).await,
+            Way::Rabbitmq(delivery) => delivery.deliver(Outgoing::all(events, self.encoding)).await,
             #[cfg(test)]
-            Sink::Scripted(scripted) => scripted.deliver(events),
+            Way::Scripted(scripted) => scripted.deliver(events),
         }
     }
 
     /// Says goodbye to the broker, in a second or two at most.
     pub(crate) async fn close(self) {
-        match self {
-            Sink::Embedded => {}
+        match self.way {
+            Way::Embedded => {}
             #[cfg(feature = "kafka")]
-            Sink::Kafka(kafka) => kafka.close().await,
+            Way::Kafka(delivery) => delivery.close().await,
             #[cfg(feature = "nats")]
-            Sink::Nats(nats) => nats.close().await,
+            Way::Nats(delivery) => delivery.close().await,
             #[cfg(feature = "rabbitmq")]
-            Sink::Rabbitmq(rabbitmq) => rabbitmq.close().await,
+            Way::Rabbitmq(delivery) => delivery.close().await,
             #[cfg(test)]
-            Sink::Scripted(_) => {}
+            Way::Scripted(_) => {}
         }
     }
-}
 
-/// Looks at the configured sink point by point, and changes nothing there. The points come in an order
-/// in which each needs those before it; the first bad one may be the last.
-pub(crate) async fn examine(config: &Config) -> Vec<Finding> {
-    match config.sink {
-        SinkKind::Embedded => embedded::examine(),
-        #[cfg(feature = "kafka")]
-        SinkKind::Kafka => kafka::examine(config).await,
-        #[cfg(feature = "nats")]
-        SinkKind::Nats => nats::examine(config).await,
-        #[cfg(feature = "rabbitmq")]
-        SinkKind::Rabbitmq => rabbitmq::examine(config).await,
-        #[allow(unreachable_patterns)] // in the build that has them all
-        other => unreachable!("{} is refused where it is not built in", other.name()),
+    /// Looks at the sink point by point, and changes nothing there.
+    pub(crate) async fn examine(config: &Config, terms: &Terms) -> anyhow::Result<Vec<Finding>> {
+        let _ = terms; // unused in a build without brokers
+        Ok(match config.kind {
+            SinkKind::Embedded => {
+                let text = "no broker: the outbox's own history is the stream".into();
+                vec![Finding { point: "sink", verdict: Health::Good, text }]
+            }
+            #[cfg(feature = "kafka")]
+            SinkKind::Kafka => session::examine(&kafka::Kafka::new(&config.kafka, terms)).await,
+            #[cfg(feature = "nats")]
+            SinkKind::Nats => session::examine(&nats::Nats::new(&config.nats, terms)).await,
+            #[cfg(feature = "rabbitmq")]
+            SinkKind::Rabbitmq => {
+                session::examine(&rabbitmq::Rabbitmq::new(&config.rabbitmq, terms)?).await
+            }
+            #[allow(unreachable_patterns)] // in the build that has them all
+            other => unreachable!("{} is refused where it is not built in", other.name()),
+        })
     }
 }
 
@@ -246,17 +282,18 @@ pub(crate) async fn examine(config: &Config) -> Vec<Finding> {
 /// closed, or with an error.
 pub(crate) async fn tail(
     config: &Config,
+    terms: &Terms,
     from_start: bool,
     lines: mpsc::Sender<String>,
 ) -> anyhow::Result<()> {
-    match config.sink {
-        SinkKind::Embedded => embedded::tail(config, from_start, lines).await,
+    match config.kind {
+        SinkKind::Embedded => embedded::tail(&terms.outbox, from_start, lines).await,
         #[cfg(feature = "kafka")]
-        SinkKind::Kafka => kafka::tail(config, from_start, lines).await,
+        SinkKind::Kafka => kafka::tail(&config.kafka, terms, from_start, lines).await,
         #[cfg(feature = "nats")]
-        SinkKind::Nats => nats::tail(config, from_start, lines).await,
+        SinkKind::Nats => nats::tail(&config.nats, terms, from_start, lines).await,
         #[cfg(feature = "rabbitmq")]
-        SinkKind::Rabbitmq => rabbitmq::tail(config, from_start, lines).await,
+        SinkKind::Rabbitmq => rabbitmq::tail(&config.rabbitmq, terms, from_start, lines).await,
         #[allow(unreachable_patterns)] // in the build that has them all
         other => unreachable!("{} is refused where it is not built in", other.name()),
     }

@@ -5,9 +5,10 @@
 //! acknowledged on, and is never used again once it was lost. So what comes first of each event comes
 //! in order, though a lost connection may still bring what its server had received by then.
 
+mod config;
 mod connection;
-mod look;
 mod stream;
+mod tail;
 mod verdict;
 
 use std::time::Duration;
@@ -19,17 +20,21 @@ use bytes::Bytes;
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::{Kind, Reason, Verdict};
-use crate::config::{self, Config};
-use crate::event::{DATA_CONTENT_TYPE, Encoding, Envelope};
-use crate::outbox::Stored;
+use super::Terms;
+use super::outgoing::Outgoing;
+use super::session::{Broker, Failed, Session, Steps};
+use crate::message::DATA_CONTENT_TYPE;
+use crate::verdict::{Kind, Reason, Verdict};
+pub(super) use config::Config;
 use connection::Link;
+pub(super) use tail::tail;
 use verdict::{confirmed, judge, lost, not_in_time};
-
-pub(super) use look::{examine, tail};
 
 /// A subject longer than this is near the length of line at which a server cuts the connection.
 const MAX_SUBJECT_BYTES: usize = 2048;
+
+/// Room for the headers of an event in the server's limit.
+const HEADERS_BYTES: u64 = 1024;
 
 /// Attributes of a CloudEvent, `datacontenttype` among them, are headers with this prefix.
 const PREFIX: &str = "ce-";
@@ -37,104 +42,100 @@ const PREFIX: &str = "ce-";
 const CONTENT_TYPE: HeaderName = HeaderName::from_static("Content-Type");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
+#[derive(Clone)]
 pub(crate) struct Nats {
-    config: config::Nats,
-    encoding: Encoding,
-    confirm_timeout: Duration,
-    link: Option<Link>,
-    /// What is doubtful about the stream and was said already.
-    warned: Vec<String>,
+    config: Config,
+    patience: Duration,
+    max_body_bytes: u64,
 }
 
 impl Nats {
-    #[expect(clippy::unnecessary_wraps, reason = "other sinks can fail here")]
-    pub(super) fn new(config: &Config) -> anyhow::Result<Self> {
-        Ok(Nats {
-            config: config.nats.clone(),
-            encoding: config.encoding,
-            confirm_timeout: config.relay.confirm_timeout,
-            link: None,
-            warned: Vec::new(),
+    pub(super) fn new(config: &Config, terms: &Terms) -> Self {
+        let Terms { patience, max_body_bytes, .. } = *terms;
+        Nats { config: config.clone(), patience, max_body_bytes }
+    }
+}
+
+impl Broker for Nats {
+    type Session = Link;
+
+    const BATCHES: usize = 4;
+
+    async fn open(&self, steps: &mut Steps) -> Result<Link, Failed> {
+        let link = Link::connect(self).await.map_err(|reason| match reason.kind {
+            Kind::Credentials => {
+                steps.good("connection", "the server answers");
+                reason.at("credentials")
+            }
+            _ => reason.at("connection"),
+        })?;
+        let info = link.context.client().server_info();
+        let server = format!("nats-server {} at {}:{}", info.version, info.host, info.port);
+        steps.good("connection", server);
+        if (info.max_payload as u64) < self.max_body_bytes + HEADERS_BYTES {
+            let text = format!(
+                "the server takes messages of up to {} bytes, and a callback may have {} \
+                 (ingress.max_body_bytes): what is larger becomes a dead letter; raise max_payload",
+                info.max_payload, self.max_body_bytes
+            );
+            steps.doubtful("message size", text);
+        } else {
+            steps.good("message size", format!("up to {} bytes", info.max_payload));
+        }
+        Ok(link)
+    }
+}
+
+impl Session for Link {
+    async fn check(&mut self, steps: &mut Steps) -> Result<(), Failed> {
+        stream::check(&self.context, &self.nats.config, steps).await.map_err(|reason| {
+            // The server's refusal is why something else failed or had no answer.
+            let reason = self.watch.refusal().unwrap_or(reason);
+            let is_refusal = reason.kind == Kind::Credentials;
+            reason.at(if is_refusal { "credentials" } else { "stream" })
         })
     }
 
-    pub(super) async fn ready(&mut self) -> Result<(), Reason> {
-        if let Some(link) = &mut self.link {
-            link.is_stream_checked = false; // it may have been deleted since
-        }
-        self.prepare().await.map(|_| ())
-    }
-
-    pub(super) async fn deliver(&mut self, events: &[Stored]) -> Vec<Verdict> {
-        let link = match self.prepare().await {
-            Ok(link) => link,
-            Err(reason) => return vec![Verdict::Away(reason); events.len()],
-        };
-        let mut watch = link.watch.clone();
-        let deadline = Instant::now() + self.confirm_timeout;
-        let mut verdicts = Vec::with_capacity(events.len());
-        for handed in self.hand_over(events, deadline).await {
+    async fn publish(&mut self, messages: Vec<Outgoing<'_>>) -> Vec<Verdict> {
+        let deadline = Instant::now() + self.nats.patience;
+        let mut verdicts = Vec::with_capacity(messages.len());
+        for handed in self.hand_over(messages, deadline).await {
             verdicts.push(match handed {
-                Ok(ack) => confirmed(ack, &mut watch, deadline).await,
+                Ok(ack) => confirmed(ack, &mut self.watch, deadline).await,
                 Err(verdict) => verdict,
             });
         }
         // After any of these the connection is not to be trusted: what it still holds must not go out.
-        let is_lost = verdicts
-            .iter()
-            .any(|verdict| matches!(verdict, Verdict::Away(reason) if is_the_end(reason)));
-        if is_lost {
-            self.link = None;
-        } else if let Some(link) = &mut self.link {
-            let is_well = verdicts.iter().all(|verdict| *verdict == Verdict::Delivered);
-            link.is_stream_checked = is_well;
-        }
+        self.is_doubted = verdicts.iter().any(|verdict| match verdict {
+            Verdict::Away(reason) => {
+                matches!(reason.kind, Kind::Unreachable | Kind::Timeout | Kind::Credentials)
+            }
+            _ => false,
+        });
         verdicts
     }
 
-    pub(super) async fn close(self) {
-        if let Some(link) = self.link {
-            // Whatever was to be confirmed is settled by now: this only lets the last bytes out.
-            let _ = timeout(Duration::from_secs(1), link.context.client().flush()).await;
-        }
+    fn is_sound(&self) -> bool {
+        !self.is_doubted && self.is_up()
     }
 
-    /// A connection on which the stream is as it should be.
-    async fn prepare(&mut self) -> Result<&Link, Reason> {
-        let mut link = match self.link.take().filter(Link::is_up) {
-            Some(link) => link,
-            None => Link::connect(&self.config, self.confirm_timeout).await?,
-        };
-        if !link.is_stream_checked {
-            let checked = stream::ensure(&link.context, &self.config).await;
-            let checked = checked.map_err(|reason| link.watch.complaint().unwrap_or(reason));
-            let doubts = match checked {
-                Ok(doubts) => doubts,
-                Err(reason) if is_the_end(&reason) => return Err(reason),
-                Err(reason) => {
-                    self.link = Some(link);
-                    return Err(reason);
-                }
-            };
-            for doubt in doubts.iter().filter(|doubt| !self.warned.contains(doubt)) {
-                tracing::warn!(stream = self.config.stream, "{doubt}");
-            }
-            self.warned = doubts;
-            link.is_stream_checked = true;
-        }
-        Ok(self.link.insert(link))
+    /// Whatever was to be confirmed is settled by now: this only lets the last bytes out.
+    async fn close(self) {
+        let _ = timeout(Duration::from_secs(1), self.context.client().flush()).await;
     }
+}
 
+impl Link {
     /// Gives the client all events. An error is a verdict already.
     async fn hand_over(
         &self,
-        events: &[Stored],
+        messages: Vec<Outgoing<'_>>,
         deadline: Instant,
     ) -> Vec<Result<PublishAckFuture, Verdict>> {
-        let link = self.link.as_ref().expect("there was one a moment ago");
-        let mut handed = Vec::with_capacity(events.len());
-        for event in events {
-            let ack = self.publish(link, event, deadline).await;
+        let count = messages.len();
+        let mut handed = Vec::with_capacity(count);
+        for message in messages {
+            let ack = self.send(message, deadline).await;
             let is_stuck = matches!(ack, Err(Verdict::Away(_)));
             handed.push(ack);
             if is_stuck {
@@ -144,18 +145,17 @@ impl Nats {
         // What follows an event that has to wait must not overtake it.
         if let Some(Err(last @ Verdict::Away(_))) = handed.last() {
             let last = last.clone();
-            handed.resize_with(events.len(), || Err(last.clone()));
+            handed.resize_with(count, || Err(last.clone()));
         }
         handed
     }
 
-    async fn publish(
+    async fn send(
         &self,
-        link: &Link,
-        event: &Stored,
+        message: Outgoing<'_>,
         deadline: Instant,
     ) -> Result<PublishAckFuture, Verdict> {
-        let subject = self.config.subject.render(&event.event);
+        let subject = self.nats.config.subject.render(message.event);
         if subject.len() > MAX_SUBJECT_BYTES {
             let text = format!(
                 "the subject is {} bytes long, at most {MAX_SUBJECT_BYTES} are possible: leave the \
@@ -164,42 +164,31 @@ impl Nats {
             );
             return Err(Verdict::Refused(Reason::new(Kind::Invalid, text)));
         }
-        let headers = headers(event, &self.config.stream, self.encoding);
-        let body = Bytes::from(event.event.body(self.encoding).into_owned());
-        let publishing = link.context.publish_with_headers(subject, headers, body);
+        let headers = headers(&message, &self.nats.config.stream);
+        let body = Bytes::from(message.body.into_owned());
+        let publishing = self.context.publish_with_headers(subject, headers, body);
         match timeout_at(deadline, publishing).await {
             Ok(Ok(ack)) => Ok(ack),
             // A client at its end fails in ways that look like the event's own fault.
-            Ok(Err(_)) if !link.is_up() => Err(Verdict::Away(lost())),
+            Ok(Err(_)) if !self.is_up() => Err(Verdict::Away(lost())),
             Ok(Err(error)) => Err(judge(&error)),
             Err(_) => Err(Verdict::Away(not_in_time())),
         }
     }
 }
 
-/// Whether the connection is not to be used again.
-fn is_the_end(reason: &Reason) -> bool {
-    matches!(reason.kind, Kind::Unreachable | Kind::Timeout | Kind::Credentials)
-}
-
-fn headers(stored: &Stored, stream: &str, encoding: Encoding) -> HeaderMap {
+fn headers(message: &Outgoing, stream: &str) -> HeaderMap {
     let mut headers = HeaderMap::new();
-    let event = &stored.event;
-    headers.insert(NATS_MESSAGE_ID, event.id.to_string());
+    headers.insert(NATS_MESSAGE_ID, message.id.as_str());
     headers.insert(NATS_EXPECTED_STREAM, stream);
-    headers.insert(CONTENT_TYPE, Envelope::content_type(encoding));
-    match &stored.traceparent {
-        Some(traceparent) => headers.insert(TRACEPARENT, traceparent.as_str()),
-        None => headers.insert(TRACEPARENT, event.own_traceparent()),
-    }
-    if encoding == Encoding::Binary {
+    headers.insert(CONTENT_TYPE, message.content_type);
+    headers.insert(TRACEPARENT, &*message.traceparent);
+    if !message.attributes.is_empty() {
         headers.insert(format!("{PREFIX}datacontenttype"), DATA_CONTENT_TYPE);
-        for (name, value) in event.attributes() {
-            headers.insert(
-                format!("{PREFIX}{name}"),
-                utf8_percent_encode(&value, &ESCAPED).to_string(),
-            );
-        }
+    }
+    for (name, value) in &message.attributes {
+        let value = utf8_percent_encode(value, &ESCAPED).to_string();
+        headers.insert(format!("{PREFIX}{name}"), value);
     }
     headers
 }

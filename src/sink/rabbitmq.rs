@@ -4,162 +4,148 @@
 //! gives up for good after a while, and says nothing meanwhile.
 
 mod batch;
+mod config;
 mod connection;
 mod errors;
-mod examine;
 mod message;
 mod tail;
 #[cfg(test)]
 mod tests;
 mod topology;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{bail, ensure};
 use tokio::time::timeout;
 
-use super::{Reason, Verdict};
-use crate::config::{self, Config};
-use crate::event::Encoding;
-use crate::outbox::Stored;
+use super::Terms;
+use super::outgoing::Outgoing;
+use super::session::{Broker, Failed, Session, Steps};
+use crate::verdict::{Kind, Reason, Verdict};
 use connection::{Address, Link};
 use message::Message;
 
-pub(super) use examine::examine;
+pub(super) use config::Config;
 pub(super) use tail::tail;
 
-/// While events come back unroutable, how often exchange and queue are declared again.
-const DECLARE_EVERY: Duration = Duration::from_secs(1);
-
+#[derive(Clone)]
 pub(crate) struct Rabbitmq {
-    config: config::Rabbitmq,
+    config: Config,
     address: Address,
-    encoding: Encoding,
     /// For connecting, for declaring, and for confirming a batch: for each as long.
     patience: Duration,
-    /// Taken while it is in use, so that a call that is dropped midway takes it along: nobody knows
-    /// what is still on its way then.
-    link: Option<Link>,
-    /// Something could not be routed: exchange, queue or binding may be gone.
-    is_topology_doubted: bool,
-    declared_at: Instant,
 }
 
 impl Rabbitmq {
-    pub(super) fn new(config: &Config) -> anyhow::Result<Self> {
-        let event_type = &config.naming.event_type;
+    pub(super) fn new(config: &Config, terms: &Terms) -> anyhow::Result<Self> {
+        let event_type = &terms.event.event_type;
         ensure!(
             event_type.len() <= message::SHORT,
             "event.type: is {} bytes long, RabbitMQ takes at most {}",
             event_type.len(),
             message::SHORT
         );
-        let Ok(address) = Address::new(&config.rabbitmq) else {
+        let Ok(address) = Address::new(config) else {
             bail!(
                 "rabbitmq.url: user, password, virtual host or a parameter in it is not readable"
             );
         };
-        Ok(Rabbitmq {
-            config: config.rabbitmq.clone(),
-            address,
-            encoding: config.encoding,
-            patience: config.relay.confirm_timeout,
-            link: None,
-            is_topology_doubted: false,
-            declared_at: Instant::now(),
-        })
+        Ok(Rabbitmq { config: config.clone(), address, patience: terms.patience })
     }
 
-    pub(super) async fn ready(&mut self) -> Result<(), Reason> {
-        let mut link = self.link().await?;
-        if let Some(blocked) = link.alarm.check() {
-            self.link = Some(link);
-            return Err(blocked);
+    fn vhost(&self) -> &str {
+        &self.address.uri.vhost
+    }
+}
+
+impl Broker for Rabbitmq {
+    type Session = Link;
+
+    async fn open(&self, steps: &mut Steps) -> Result<Link, Failed> {
+        let prepared = connection::prepare(self).map_err(|reason| reason.at("credentials"))?;
+        let answers = format!("RabbitMQ answers at {}", self.address.shown());
+        let link = match Link::connect(self, prepared).await {
+            Ok(link) => link,
+            Err(reason) => {
+                let point = match reason.kind {
+                    Kind::Credentials => "credentials",
+                    Kind::Topology => "virtual host",
+                    _ => return Err(reason.at("connection")),
+                };
+                steps.good("connection", answers);
+                return Err(reason.at(point));
+            }
+        };
+        steps.good("connection", answers);
+        let status = link.connection.status();
+        steps.good("credentials", format!("it accepts the user {:?}", status.username()));
+        let vhost = status.vhost();
+        steps.good("virtual host", format!("{:?} is open to that user", vhost.as_str()));
+        Ok(link)
+    }
+}
+
+impl Session for Link {
+    /// Exchange and queue, and a channel to publish on.
+    async fn check(&mut self, steps: &mut Steps) -> Result<(), Failed> {
+        if let Some(blocked) = self.alarm.check() {
+            return Err(blocked.at("connection"));
         }
-        // Exchange and queue may have been deleted since.
-        self.link = Some(self.declared(link).await?);
-        Ok(())
+        topology::check(self, steps).await?;
+        self.open_channel().await.map_err(|reason| reason.at("connection"))
     }
 
-    pub(super) async fn deliver(&mut self, events: &[Stored]) -> Vec<Verdict> {
-        match self.try_deliver(events).await {
-            Ok(verdicts) => verdicts,
-            Err(reason) => vec![Verdict::Away(reason); events.len()],
+    async fn publish(&mut self, messages: Vec<Outgoing<'_>>) -> Vec<Verdict> {
+        if let Err(reason) = self.open_channel().await {
+            return vec![Verdict::Away(reason); messages.len()];
         }
-    }
-
-    pub(super) async fn close(self) {
-        if let Some(link) = self.link {
-            link.close().await;
-        }
-    }
-
-    async fn try_deliver(&mut self, events: &[Stored]) -> Result<Vec<Verdict>, Reason> {
-        let mut link = self.link().await?;
-        if let Some(blocked) = link.alarm.check() {
-            self.link = Some(link);
-            return Err(blocked);
-        }
-        if self.is_topology_doubted && self.declared_at.elapsed() >= DECLARE_EVERY {
-            self.declared_at = Instant::now();
-            link = self.declared(link).await?;
-        }
-        let (routing_key, frame_max) = (&self.config.routing_key, link.frame_max());
-        let mut messages = Vec::with_capacity(events.len());
+        let mut fit = Vec::with_capacity(messages.len());
         let mut unfit = Vec::new();
-        for (index, stored) in events.iter().enumerate() {
-            match Message::new(stored, self.encoding, routing_key, frame_max) {
-                Ok(message) => messages.push(message),
+        for (index, outgoing) in messages.into_iter().enumerate() {
+            match Message::new(outgoing, &self.rabbitmq.config.routing_key, self.frame_max()) {
+                Ok(message) => fit.push(message),
                 Err(reason) => unfit.push((index, Verdict::Refused(reason))),
             }
         }
-
-        let published = link.publish(&self.config.exchange, messages, self.patience).await;
-        let mut verdicts = published.judge(&self.config.exchange);
-        self.is_topology_doubted =
-            verdicts.iter().any(|verdict| matches!(verdict, Verdict::Later(_)));
-        if published.is_whole() {
-            self.link = Some(link);
-        } else if link.alarm.check().is_some() {
-            // A blocked connection is told when the alarm is over; a new one would not even know of
-            // it. But the open confirms belong to the channel.
-            link.channel = None;
-            self.link = Some(link);
-        } else if published.has_answers() {
-            link.close().await;
+        let published = self.send(fit).await;
+        let mut verdicts = published.judge(&self.rabbitmq.config.exchange);
+        if !published.is_whole() {
+            // The open confirms belong to the channel. A blocked connection is told when the alarm is over; a
+            // new one would not even know of it.
+            self.channel = None;
+            self.is_doubted = self.alarm.check().is_none();
+            if self.is_doubted && published.has_answers() {
+                self.say_goodbye().await;
+            }
         }
         for (index, verdict) in unfit {
             verdicts.insert(index, verdict);
         }
-        Ok(verdicts)
+        verdicts
     }
 
-    /// The connection there is if it is sound, else a new one with the topology declared.
-    async fn link(&mut self) -> Result<Link, Reason> {
-        let mut link = match self.link.take().filter(Link::is_sound) {
-            Some(link) => link,
-            None => {
-                let link = Link::connect(&self.config, &self.address, self.patience).await?;
-                self.declared(link).await?
-            }
-        };
-        if link.channel.is_none() && link.alarm.check().is_none() {
-            let opened = timeout(self.patience, link.open_channel()).await;
-            opened.map_err(|_| errors::silent(self.patience))??;
-        }
-        Ok(link)
+    fn is_sound(&self) -> bool {
+        let has_channel = self.channel.as_ref().is_none_or(|channel| channel.status().connected());
+        !self.is_doubted && self.connection.status().connected() && has_channel
     }
 
-    /// Gives the link back if exchange and queue are as they should be.
-    async fn declared(&self, link: Link) -> Result<Link, Reason> {
-        let declaring = topology::declare(&link.connection, &self.config, &self.address.uri.vhost);
-        match timeout(self.patience, declaring).await {
-            Ok(Ok(())) => Ok(link),
-            Ok(Err(reason)) => {
-                link.close().await;
-                Err(reason)
-            }
-            Err(_) => Err(errors::silent(self.patience)),
+    async fn close(self) {
+        self.say_goodbye().await;
+    }
+}
+
+impl Link {
+    /// Opens the channel if there is none, unless the broker reads nothing now.
+    async fn open_channel(&mut self) -> Result<(), Reason> {
+        if let Some(blocked) = self.alarm.check() {
+            return Err(blocked);
         }
+        if self.channel.is_some() {
+            return Ok(());
+        }
+        let patience = self.rabbitmq.patience;
+        let opened = timeout(patience, connection::open_channel(&self.connection)).await;
+        self.channel = Some(opened.map_err(|_| errors::silent(patience))??);
+        Ok(())
     }
 }

@@ -2,8 +2,8 @@
 
 use std::sync::{Arc, Mutex};
 
-use super::{Reason, Verdict};
 use crate::outbox::Stored;
+use crate::verdict::{Reason, Verdict};
 
 type Script = Box<dyn FnMut(&[Stored]) -> Vec<Verdict> + Send + Sync>;
 type Readiness = Box<dyn FnMut() -> Result<(), Reason> + Send + Sync>;

@@ -78,11 +78,11 @@ fn every_fault_is_named_with_its_place() {
         &[
             "has 5 faults:",
             "ingress.listen (",
-            "bridge.toml): \"nowhere\" is no address",
+            "bridge.toml): \"nowhere\" is not a valid address",
             "ingress.max_body_byte (",
             "did you mean ingress.max_body_bytes?",
             "ingress.idle_timeout (",
-            "\"30\" is no duration: write a unit, as in \"1500ms\" or \"10m\"",
+            "\"30\" is not a valid duration: write a unit, as in \"1500ms\" or \"10m\"",
             "outbox.sync (",
             "found true or false, expected text: put it in quotes",
             "[[apps]]",
@@ -107,17 +107,17 @@ fn every_fault_is_named_with_its_place() {
         ("[nats]\nservers = [\"nats://hunter2@h\"]", "nats.servers"),
         ("[nats]\nservers = [\"http://h\"]", "expected one of nats, tls"),
         ("[nats]\nsubject = \"{group_id}\"", "must begin with fixed text"),
-        ("[nats]\nsubject = \"a.{group}\"", "unknown place {group}"),
-        ("[nats]\nstream = \"a.b\"", "no name of a stream"),
+        ("[nats]\nsubject = \"a.{group}\"", "unknown placeholder {group}"),
+        ("[nats]\nstream = \"a.b\"", "not a name for a stream"),
         ("[nats]\nduplicate_window = \"8d\"", "is longer than nats.max_age"),
         ("[nats]\nusername = \"hunter2\"", "username and password go together"),
-        ("[nats]\ntoken = \"hunter2\"\ntoken_file = \"/dev/null\"", "stands there twice"),
+        ("[nats]\ntoken = \"hunter2\"\ntoken_file = \"/dev/null\"", "is set twice"),
         ("[nats]\ncredentials_file = \"/no/such\"", "cannot read /no/such"),
         ("[nats.tls]\ncert_file = \"/dev/null\"", "cert_file and key_file go together"),
         ("[rabbitmq]\nurl = \"amqp://u:hunter2@/%2f\"", "rabbitmq.url"),
         ("[rabbitmq]\nurl = \"amqp://h/a/b\"", "write that as %2f"),
         ("[rabbitmq]\ndeclare = \"maybe\"", "\"none\", \"passive\", \"active\""),
-        ("[kafka]\ntopic = \"a b\"", "no name of a topic"),
+        ("[kafka]\ntopic = \"a b\"", "not a name for a topic"),
         ("[kafka]\nkey = \"owner\"", "\"group_id\", \"topic_id\""),
         ("[kafka]\nbrokers = []", "names no server"),
         ("[kafka.properties]\n\"sasl.password_file\" = \"/no/such\"", "cannot read /no/such"),
@@ -131,8 +131,11 @@ fn every_fault_is_named_with_its_place() {
     );
     check(&with_app("[ingress]\nmax_skew = \"1500ms\""), &["must be whole seconds"]);
     check(&with_app("[ingress]\nmax_in_flight = 0"), &["0 is not from 1 to"]);
-    check(&with_app("[ingress]\nmax_body_bytes = \"64 apples\""), &["\"64 apples\" is no size"]);
-    check(&with_app("[ingress]\npath = \"callback?x\""), &["is no plain URL path"]);
+    check(
+        &with_app("[ingress]\nmax_body_bytes = \"64 apples\""),
+        &["\"64 apples\" is not a valid size"],
+    );
+    check(&with_app("[ingress]\npath = \"callback?x\""), &["is not a plain URL path"]);
     check(&with_app("[ingress.tls]\ncert_file = \"x\""), &["needs both cert_file and key_file"]);
     check(&with_app("sink = "), &["bridge.toml"]);
 
@@ -141,7 +144,7 @@ fn every_fault_is_named_with_its_place() {
     check("[[apps]]\nsdk_app_id = 1", &["apps[0]", "has no tokens"]);
     check("[[apps]]\ntokens = [\"hunter2\"]", &["apps[0].sdk_app_id", "is missing"]);
     check("[[apps]]\nsdk_app_id = -1\ntokens = [\"hunter2\"]", &["is not a whole number"]);
-    check(&format!("{ONE_APP}{ONE_APP}"), &["apps[1]", "sdk_app_id 1400000000 stands there twice"]);
+    check(&format!("{ONE_APP}{ONE_APP}"), &["apps[1]", "sdk_app_id 1400000000 is set twice"]);
     check(&format!("{ONE_APP}token = \"hunter2\""), &["apps[0].token", "did you mean tokens?"]);
     check("[[apps]]\nsdk_app_id = 1\ntokens = [12]", &["apps[0].tokens", "found a number"]);
     check("[[apps]]\nsdk_app_id = 1\ntokens = \"hunter2\"", &["apps[0].tokens", "is not a list"]);
@@ -406,7 +409,7 @@ fn a_file_that_is_no_outbox_is_refused_untouched() {
     let path = folder.path().join("outbox.db");
     for content in [b"hello".to_vec(), b"not a database\n".repeat(1000), vec![0xff; 4096]] {
         fs::write(&path, content).unwrap();
-        check_untouched(&path, &["it is no SQLite file", "outbox.path"]);
+        check_untouched(&path, &["it is not an SQLite file", "outbox.path"]);
     }
     fs::remove_file(&path).unwrap();
     let foreign = rusqlite::Connection::open(&path).unwrap();

@@ -24,6 +24,7 @@ mod cuts;
 mod damage;
 mod disk;
 mod files;
+mod house;
 mod identity;
 mod kafka;
 mod migration;

@@ -1,11 +1,14 @@
 //! What the sink was handed, and what becomes of it by its verdicts.
 
+use std::time::Duration;
+
 use proptest::prelude::*;
 
 use super::super::ASK_EVERY;
 use super::oracle::{Check, Effect, Oracle, State};
 use crate::outbox::Stored;
-use crate::sink::{Kind, Verdict};
+use crate::time::Timestamp;
+use crate::verdict::{Kind, Verdict};
 
 /// A batch and its verdicts; there may be too few.
 #[derive(Debug, Clone)]
@@ -17,11 +20,11 @@ pub(super) struct Call {
 /// When a round's calls are judged.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Turn {
-    pub(super) now: u64,
+    pub(super) now: Timestamp,
     /// The relay says that its line is stalled.
     pub(super) is_stalled: bool,
-    pub(super) retry_min: u64,
-    pub(super) retry_max: u64,
+    pub(super) retry_min: Duration,
+    pub(super) retry_max: Duration,
 }
 
 impl Oracle {
@@ -29,7 +32,7 @@ impl Oracle {
     /// is written.
     pub(super) fn round(&mut self, calls: &[Call], turn: Turn) -> Check {
         let mut first_of_line = Vec::new();
-        for call in calls {
+        for call in &merge(calls)? {
             self.calls += 1;
             self.check_content(call)?;
             let positions: Vec<_> = call.events.iter().map(|event| event.position).collect();
@@ -41,8 +44,8 @@ impl Oracle {
                 self.retry(&positions, verdicts, turn)?;
             } else {
                 self.check_order(&positions, &first_of_line)?;
-                let is_scout = !first_of_line.is_empty();
-                self.forward(&positions, verdicts, is_scout, turn)?;
+                let is_look_ahead = !first_of_line.is_empty();
+                self.forward(&positions, verdicts, is_look_ahead, turn)?;
                 first_of_line.extend(&positions);
             }
         }
@@ -90,13 +93,13 @@ impl Oracle {
         &mut self,
         positions: &[u64],
         verdicts: &[Verdict],
-        is_scout: bool,
+        is_look_ahead: bool,
         turn: Turn,
     ) -> Check {
         let is_away = verdicts.is_empty()
             || verdicts.iter().any(|verdict| matches!(verdict, Verdict::Away(_)));
         let is_stall = kind_of_all(verdicts).is_some() && turn.is_stalled;
-        if let (Some(kind), false, false) = (kind_of_all(verdicts), is_stall, is_scout) {
+        if let (Some(kind), false, false) = (kind_of_all(verdicts), is_stall, is_look_ahead) {
             prop_assert!(
                 self.has_delivered,
                 "all of a batch were deferred as {kind:?}, and nothing else got through"
@@ -109,8 +112,8 @@ impl Oracle {
                     continue;
                 }
                 Verdict::Away(_) => continue,
-                _ if is_away || is_stall || is_scout => continue,
-                Verdict::Later(_) => State::Deferred,
+                _ if is_away || is_stall || is_look_ahead => continue,
+                Verdict::Later(_) | Verdict::Alone(_) => State::Deferred,
                 Verdict::Refused(_) => State::Dead,
             };
             self.settle(*position, effect, 1, turn);
@@ -127,8 +130,7 @@ impl Oracle {
 
     fn retry(&mut self, positions: &[u64], verdicts: &[Verdict], turn: Turn) -> Check {
         prop_assert!(positions.is_sorted(), "those that are tried again come in order");
-        let is_probe = positions.len() == 1
-            && turn.now.saturating_sub(self.retried_at) >= ASK_EVERY.as_millis() as u64;
+        let is_probe = positions.len() == 1 && turn.now.since(self.retried_at) >= ASK_EVERY;
         let moved_in = self.moved_in;
         let mut is_early = false;
         for position in positions {
@@ -148,7 +150,7 @@ impl Oracle {
                     State::Delivered
                 }
                 Verdict::Refused(_) => State::Dead,
-                Verdict::Later(_) => State::Deferred,
+                Verdict::Later(_) | Verdict::Alone(_) => State::Deferred,
             };
             let attempts = self.event(*position).expect("its content was looked at").attempts + 1;
             self.settle(*position, effect, attempts, turn);
@@ -161,9 +163,39 @@ impl Oracle {
         let calls = self.calls;
         self.event(position).expect("it was accepted").tried_in = calls;
         let doublings = (attempts - 1).min(20);
-        let not_before = turn.now + (turn.retry_min << doublings).min(turn.retry_max) / 2;
+        let wait = turn.retry_min.saturating_mul(1 << doublings).min(turn.retry_max);
+        let not_before = turn.now + wait / 2;
         self.outstanding.push(Effect { position, state, attempts, not_before });
     }
+}
+
+/// Who was refused in company is tried alone, at once and in order, for as long as the sink takes something;
+/// what became of it counts as that of the batch.
+fn merge(calls: &[Call]) -> Check<Vec<Call>> {
+    let mut merged: Vec<Call> = Vec::new();
+    let mut calls = calls.iter();
+    while let Some(call) = calls.next() {
+        let mut call = call.clone();
+        let away = |verdict: &Verdict| matches!(verdict, Verdict::Away(_));
+        let mut is_away = call.verdicts.iter().any(away);
+        let is_judged = call.verdicts.len() == call.events.len();
+        for (event, verdict) in call.events.iter().zip(&mut call.verdicts) {
+            let Verdict::Alone(reason) = verdict.clone() else { continue };
+            if is_away || !is_judged {
+                *verdict = Verdict::Away(reason);
+                continue;
+            }
+            let alone = calls.next().map(|call| (&call.events[..], call.verdicts.first()));
+            let Some((events, said)) = alone else {
+                return Err(TestCaseError::fail(format!("{} is not tried alone", event.position)));
+            };
+            prop_assert_eq!(events, std::slice::from_ref(event), "who is tried alone");
+            *verdict = said.cloned().unwrap_or(Verdict::Later(reason));
+            is_away = away(verdict);
+        }
+        merged.push(call);
+    }
+    Ok(merged)
 }
 
 fn kind_of_all(verdicts: &[Verdict]) -> Option<Kind> {

@@ -2,6 +2,7 @@
 //! outbox must say of itself.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use proptest::prelude::*;
 use uuid::Uuid;
@@ -10,9 +11,10 @@ use super::Settings;
 use crate::event::recreated_id;
 use crate::outbox::probe::Rest;
 use crate::outbox::{Outcome, Receipt, Record, Refusal, Stored};
+use crate::time::Timestamp;
 
-/// Within so many milliseconds a callback about the same topic is the platform's retry.
-pub(super) const WINDOW: u64 = 10_000;
+/// Within this a callback about the same topic is the platform's retry.
+pub(super) const WINDOW: Duration = Duration::from_secs(10);
 
 /// What a row costs beside its texts.
 const OVERHEAD: u64 = 80;
@@ -37,7 +39,7 @@ pub(super) struct Event {
     /// The disk has altered it: it becomes a dead letter.
     pub(super) is_damaged: bool,
     /// Not to be tried before this, if nothing happens in between.
-    pub(super) not_before: u64,
+    pub(super) not_before: Timestamp,
     pub(super) attempts: u32,
     /// The number of the call in which it was tried last.
     pub(super) tried_in: u64,
@@ -48,7 +50,7 @@ pub(super) struct Effect {
     pub(super) position: u64,
     pub(super) state: State,
     pub(super) attempts: u32,
-    pub(super) not_before: u64,
+    pub(super) not_before: Timestamp,
 }
 
 /// What can be seen of the outbox from outside.
@@ -72,7 +74,7 @@ pub(super) struct Oracle {
     pub(super) settings: Settings,
     pub(super) events: Vec<Event>,
     /// By position: the first id, and when it was created.
-    ids: BTreeMap<u64, (Uuid, u64)>,
+    ids: BTreeMap<u64, (Uuid, Timestamp)>,
     forgets: bool,
     quarantined: u64,
     /// The history has served its time up to here, and begins there.
@@ -86,13 +88,13 @@ pub(super) struct Oracle {
     /// The last call that was more than a vain retry.
     pub(super) moved_in: u64,
     pub(super) has_delivered: bool,
-    pub(super) retried_at: u64,
+    pub(super) retried_at: Timestamp,
 }
 
 /// What an append depends on.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Moment {
-    pub(super) steady: u64,
+    pub(super) steady: Timestamp,
     pub(super) bytes: u64,
     pub(super) log_bytes: u64,
     pub(super) is_locked: bool,
@@ -118,7 +120,7 @@ impl Oracle {
             calls: 0,
             moved_in: 0,
             has_delivered: false,
-            retried_at: 0,
+            retried_at: Timestamp::default(),
         }
     }
 
@@ -147,7 +149,7 @@ impl Oracle {
     }
 
     /// The first id's last creation, if it is remembered.
-    fn created(&self, first_id: Uuid) -> Option<(u64, u64)> {
+    fn created(&self, first_id: Uuid) -> Option<(u64, Timestamp)> {
         let found = self.ids.iter().find(|(_, (id, _))| *id == first_id);
         found.map(|(position, (_, at))| (*position, *at))
     }
@@ -176,8 +178,8 @@ impl Oracle {
         self.take(answered, moment)
     }
 
-    fn is_repeat(&self, record: &Record, now: u64) -> bool {
-        self.created(record.event.id).is_some_and(|(_, at)| now.abs_diff(at) < WINDOW)
+    fn is_repeat(&self, record: &Record, now: Timestamp) -> bool {
+        self.created(record.event.id).is_some_and(|(_, at)| now.distance(at) < WINDOW)
     }
 
     fn take(&mut self, answered: &[Answered], moment: Moment) -> Check {
@@ -228,7 +230,7 @@ impl Oracle {
     fn take_event(
         &mut self,
         record: &Record,
-        now: u64,
+        now: Timestamp,
         room: &mut u64,
         refusal: Refusal,
     ) -> Outcome {
@@ -258,24 +260,24 @@ impl Oracle {
             is_done: false,
             is_damaged: false,
             is_ahead: false,
-            not_before: 0,
+            not_before: Timestamp::default(),
             attempts: 0,
             tried_in: 0,
         });
         Ok(Receipt::Accepted)
     }
 
-    fn remember(&self) -> u64 {
+    fn remember(&self) -> Duration {
         self.settings.remember_ids.max(WINDOW)
     }
 
-    fn forget_if_due(&mut self, now: u64) {
+    fn forget_if_due(&mut self, now: Timestamp) {
         if !self.forgets {
             return;
         }
         let mut surplus = (self.ids.len() as u64).saturating_sub(self.settings.remember_ids_max);
         while let Some((position, (_, at))) = self.ids.first_key_value() {
-            if surplus == 0 && now.abs_diff(*at) < self.remember() {
+            if surplus == 0 && now.distance(*at) < self.remember() {
                 break;
             }
             surplus = surplus.saturating_sub(1);
@@ -285,16 +287,16 @@ impl Oracle {
     }
 
     /// What is due by the clock.
-    pub(super) fn tick(&mut self, now: u64) {
+    pub(super) fn tick(&mut self, now: Timestamp) {
         let from = self.expired.max(self.oldest - 1);
         for event in self.events.iter().skip(usize::try_from(from).unwrap()) {
-            if now.abs_diff(event.stored.steady_at) < self.settings.history {
+            if now.distance(event.stored.steady_at) < self.settings.history {
                 break;
             }
             self.expired = event.stored.position;
         }
         let is_too_old =
-            self.ids.values().next().is_some_and(|(_, at)| now.abs_diff(*at) >= self.remember());
+            self.ids.values().next().is_some_and(|(_, at)| now.distance(*at) >= self.remember());
         self.forgets = is_too_old || self.ids.len() as u64 > self.settings.remember_ids_max;
     }
 
@@ -324,7 +326,7 @@ impl Oracle {
     }
 
     /// What must hold whenever nothing more is done by itself.
-    pub(super) fn rest(&mut self, seen: &Seen, now: u64) -> Check {
+    pub(super) fn rest(&mut self, seen: &Seen, now: Timestamp) -> Check {
         if self.forgets && !seen.rest.forgets {
             self.forget_if_due(now);
             self.forgets = false;
@@ -395,7 +397,12 @@ impl Oracle {
     }
 
     /// After a start, whose watermark is `settled_through`.
-    pub(super) fn restart(&mut self, settled_through: u64, now: u64, retry_max: u64) -> Check {
+    pub(super) fn restart(
+        &mut self,
+        settled_through: u64,
+        now: Timestamp,
+        retry_max: Duration,
+    ) -> Check {
         self.outstanding.clear();
         for event in &mut self.events {
             let position = event.stored.position;
@@ -407,12 +414,12 @@ impl Oracle {
             }
             event.is_done = event.state == State::Delivered;
             event.is_ahead = false;
-            if event.not_before > now.saturating_add(retry_max) {
-                event.not_before = 0; // of a clock that was wrong
+            if event.not_before > now + retry_max {
+                event.not_before = Timestamp::default(); // of a clock that was wrong
             }
         }
-        for (_, at) in self.ids.values_mut().filter(|(_, at)| *at > now.saturating_add(WINDOW)) {
-            *at = now.saturating_sub(WINDOW);
+        for (_, at) in self.ids.values_mut().filter(|(_, at)| *at > now + WINDOW) {
+            *at = now - WINDOW;
         }
         (self.expired, self.health, self.settled_through) = (0, None, settled_through);
         (self.has_delivered, self.retried_at) = (false, now);

@@ -9,18 +9,19 @@ use std::time::Duration;
 use tempfile::TempDir;
 use uuid::Uuid;
 
-use super::super::{Metrics, Relay, config};
+use super::super::{Config, Metrics, Relay};
 use super::checks::Call;
 use super::oracle::WINDOW;
 use super::{Answer, Script, Settings};
 use crate::outbox::fixtures::{self, record};
-use crate::outbox::{Limits, Outbox, Quarantined, Record, Stored, Workers};
+use crate::outbox::{self, Limits, Outbox, Quarantined, Record, Stored, Workers};
+use crate::sink::Sink;
 use crate::sink::scripted::Scripted;
-use crate::sink::{Kind, Reason, Sink, Verdict};
-use crate::time::Clock;
+use crate::time::{Clock, Timestamp};
+use crate::verdict::{Kind, Reason, Verdict};
 
-pub(super) const RETRY_MIN: u64 = 1_000;
-pub(super) const RETRY_MAX: u64 = 30_000;
+pub(super) const RETRY_MIN: Duration = Duration::from_secs(1);
+pub(super) const RETRY_MAX: Duration = Duration::from_secs(30);
 
 /// What the sink is to say, and what it was asked.
 pub(super) struct Stage {
@@ -35,24 +36,24 @@ pub(super) fn open(
     clock: &Clock,
     stage: &Arc<Mutex<Stage>>,
 ) -> (Outbox, Workers, Box<Relay>) {
-    let config = config::Outbox {
+    let config = outbox::Config {
         max_bytes: settings.max_bytes,
-        dedupe_window: Duration::from_millis(WINDOW),
-        history: Duration::from_millis(settings.history),
+        dedupe_window: WINDOW,
+        history: settings.history,
         history_events: settings.history_events,
-        history_gives_way: settings.history_gives_way,
-        remember_ids: Duration::from_millis(settings.remember_ids),
+        remember_ids: settings.remember_ids,
         remember_ids_max: settings.remember_ids_max,
         quarantine_events: settings.quarantine_events,
         ..fixtures::settings(folder.path())
     };
-    let limits = Limits { max_queued: 1000, slow: Duration::MAX };
+    let history_gives_way = settings.history_gives_way;
+    let limits = Limits { max_queued: 1000, slow: Duration::MAX, history_gives_way };
     let metrics = Arc::new(Metrics::new("embedded"));
     let (outbox, workers) = Outbox::open(&config, limits, metrics.clone(), clock.clone()).unwrap();
-    let config = config::Relay {
+    let config = Config {
         batch: settings.batch,
-        retry_min: Duration::from_millis(RETRY_MIN),
-        retry_max: Duration::from_millis(RETRY_MAX),
+        retry_min: RETRY_MIN,
+        retry_max: RETRY_MAX,
         confirm_timeout: Duration::from_secs(1),
         drain_timeout: Duration::ZERO,
     };
@@ -62,7 +63,7 @@ pub(super) fn open(
         true => Ok(()),
         false => Err(Reason::new(Kind::Unreachable, "scripted")),
     };
-    let sink = Sink::Scripted(Scripted::judging(judge, is_ready));
+    let sink = Sink::scripted(Scripted::judging(judge, is_ready));
     let reader = outbox.reader().unwrap();
     let relay = Box::new(Relay::new(config, outbox.clone(), reader, sink, metrics));
     (outbox, workers, relay)
@@ -78,6 +79,8 @@ impl Stage {
                 Answer::Delivered => Verdict::Delivered,
                 Answer::Later(kind) => Verdict::Later(reason(kind)),
                 Answer::Refused => Verdict::Refused(reason(Kind::Invalid)),
+                Answer::Alone if events.len() > 1 => Verdict::Alone(reason(Kind::TooLarge)),
+                Answer::Alone => Verdict::Refused(reason(Kind::TooLarge)),
                 Answer::Away => Verdict::Away(reason(Kind::Unreachable)),
             })
             .collect();
@@ -92,7 +95,7 @@ pub(super) fn all_delivered() -> Script {
 }
 
 /// Of each two topics the ids have the same hash in the outbox's table.
-pub(super) fn event(topic: u8, size: usize, wall: u64) -> Record {
+pub(super) fn event(topic: u8, size: usize, wall: Timestamp) -> Record {
     let mut record = record(&format!("t{topic}"), wall);
     record.event.id = Uuid::from_u128(u128::from(topic / 2 + 1) << 96 | u128::from(topic));
     record.event.data = format!(r#"{{"topic_id":"t{topic}","filler":"{}"}}"#, "x".repeat(size));
@@ -100,7 +103,7 @@ pub(super) fn event(topic: u8, size: usize, wall: u64) -> Record {
     record
 }
 
-pub(super) fn malformed(size: usize, received_at: u64) -> Quarantined {
+pub(super) fn malformed(size: usize, received_at: Timestamp) -> Quarantined {
     Quarantined {
         sdk_app_id: 1,
         client_ip: None,

@@ -4,20 +4,21 @@ use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::Poll;
+use std::time::Duration;
 
 use proptest::prelude::*;
 use rusqlite::Connection;
 use tempfile::TempDir;
 
-use super::super::{Relay, position};
+use super::super::Relay;
 use super::checks::{Call, Turn};
 use super::oracle::{Check, Event, Moment, Oracle, Seen, State};
 use super::stage::{RETRY_MAX, RETRY_MIN, Stage, all_delivered, event, folder, malformed, open};
 use super::{Callback, Op, Script, Settings};
 use crate::outbox::fixtures::START;
 use crate::outbox::probe::{Probe, Rest, Submission};
-use crate::outbox::{Health, List, Outbox, Reader, Refusal, Workers};
-use crate::time::Clock;
+use crate::outbox::{Health, List, Outbox, Reader, Refusal, Workers, position};
+use crate::time::{Clock, Timestamp, milliseconds};
 
 /// The space that is kept for the day when the disk is full.
 const RESERVE: u64 = 512 * 1024;
@@ -38,6 +39,11 @@ pub(super) struct World {
     log_bytes: u64,
     oracle: Oracle,
     trace: Vec<String>,
+}
+
+/// A clock that somebody has set by so many milliseconds.
+fn shifted(time: Timestamp, shift: i64) -> Timestamp {
+    Timestamp::from_millis(time.as_millis().saturating_add_signed(shift))
 }
 
 type Work = Pin<Box<dyn Future<Output = (Box<Relay>, anyhow::Result<()>)>>>;
@@ -156,7 +162,8 @@ impl World {
     }
 
     fn set_clock(&mut self, passed: u64, shift: i64) {
-        let wall = (self.clock.wall() + passed).saturating_add_signed(shift);
+        let passed = Duration::from_millis(passed);
+        let wall = shifted(self.clock.wall() + passed, shift);
         self.clock.set(wall, self.clock.steady() + passed);
     }
 
@@ -390,7 +397,7 @@ impl World {
         workers.close();
         drop((lock, reading));
         let (wall, steady) = (self.clock.wall(), self.clock.steady());
-        self.clock.set(wall.saturating_add_signed(shift), steady.saturating_add_signed(shift));
+        self.clock.set(shifted(wall, shift), shifted(steady, shift));
         let (outbox, workers, relay) = open(&self.folder, &self.settings, &self.clock, &self.stage);
         let settled_through = outbox.settled_through();
         if is_kill {
@@ -422,7 +429,7 @@ impl World {
             if self.oracle.undelivered() == 0 && is_through {
                 break;
             }
-            self = self.step(&Op::Pass(RETRY_MAX)).await?;
+            self = self.step(&Op::Pass(milliseconds(RETRY_MAX))).await?;
             self = self.step(&round).await?;
         }
         prop_assert_eq!(self.oracle.undelivered(), 0, "not all is delivered");

@@ -1,8 +1,8 @@
-//! How librdkafka is set up, and what it says of its own accord: log lines, and trouble with its
-//! connections. Of the troubles the latest is kept, since what fails later only says that it timed out.
+//! How librdkafka is set up, and what it says of its own accord: log lines, and errors of its
+//! connections. Of these the latest is kept, since what fails later only says that it timed out.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
@@ -14,9 +14,13 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::FutureProducer;
 use rdkafka::types::RDKafkaConfRes;
 
-use super::verdict::{self, code_of};
-use crate::config::{Config, Secret};
-use crate::sink::{BATCHES, Reason};
+use super::super::Terms;
+use super::super::session::Broker as _;
+use super::Kafka;
+use super::config::Config;
+use super::errors::{self, code_of};
+use crate::secret::Secret;
+use crate::verdict::Reason;
 
 pub(super) type Producer = FutureProducer<Context>;
 
@@ -43,16 +47,16 @@ pub(super) struct Clients {
 }
 
 impl Clients {
-    pub(super) fn new(config: &Config) -> Self {
-        let patience = config.relay.confirm_timeout;
+    pub(super) fn new(config: &Config, terms: &Terms) -> Self {
+        let patience = terms.patience;
         // Attributes stand in the event twice and once more as headers and key, so an event can be
         // some three times as large as what was sent to us.
-        let largest = (3 * config.ingress.max_body_bytes + (64 << 10)).max(USUAL_MAX_BYTES);
+        let largest = (3 * terms.max_body_bytes + (64 << 10)).max(USUAL_MAX_BYTES);
         let queue_bytes = 2 * (BATCH_BYTES + largest);
-        let queue_messages = (2 * BATCHES * config.relay.batch).clamp(1000, 10_000_000);
+        let queue_messages = (2 * Kafka::BATCHES * terms.batch).clamp(1000, 10_000_000);
         let connecting = patience.clamp(Duration::from_secs(1), Duration::from_secs(5));
         let common = BTreeMap::from([
-            ("bootstrap.servers", config.kafka.brokers.clone()),
+            ("bootstrap.servers", config.brokers.clone()),
             ("client.id", "topic-bridge".into()),
             ("socket.keepalive.enable", "true".into()),
             ("socket.connection.setup.timeout.ms", connecting.as_millis().to_string()),
@@ -79,7 +83,7 @@ impl Clients {
             ("partitioner", "murmur2_random".into()),
             ("topic.metadata.propagation.max.ms", "2000".into()),
         ]);
-        Clients { common, producing, configured: config.kafka.properties.clone() }
+        Clients { common, producing, configured: config.properties.clone() }
     }
 
     /// Whether librdkafka knows every property and takes its value. The first fault is named; its text
@@ -112,9 +116,16 @@ impl Clients {
         self.build(self.common.iter().chain(settings), context)
     }
 
-    /// What the operator has set a property to. For properties that may be shown.
-    pub(super) fn configured(&self, name: &str) -> Option<&str> {
-        self.configured.get(name).map(Secret::reveal)
+    /// Whom the broker lets in, for the operator.
+    pub(super) fn credentials(&self) -> String {
+        let configured = |name: &str| self.configured.get(name).map(Secret::reveal);
+        let protocol = configured("security.protocol").unwrap_or("plaintext").to_lowercase();
+        let user = configured("sasl.username").unwrap_or("this user");
+        match protocol.as_str() {
+            "sasl_ssl" | "sasl_plaintext" => format!("the broker accepts {user} ({protocol})"),
+            "ssl" => "none but TLS certificates are in use (ssl)".into(),
+            _ => "none are configured, and none were asked for".into(),
+        }
     }
 
     fn build<'a, T: FromClientConfigAndContext<Context>>(
@@ -137,7 +148,7 @@ impl Clients {
     }
 }
 
-/// How long librdkafka tries: it looks for overdue messages once a second, and shall have given up
+/// How long librdkafka tries: it looks for overdue messages once a second, and must give up
 /// before we do, so that nothing is left in its queue.
 fn message_timeout(patience: Duration) -> Duration {
     (patience * 3 / 4).max(Duration::from_millis(1))
@@ -146,7 +157,7 @@ fn message_timeout(patience: Duration) -> Duration {
 fn explain(error: KafkaError) -> anyhow::Error {
     match error {
         KafkaError::ClientConfig(RDKafkaConfRes::RD_KAFKA_CONF_UNKNOWN, _, name, _) => {
-            anyhow!("librdkafka knows no property {name:?}: its CONFIGURATION.md lists them all")
+            anyhow!("librdkafka has no property {name:?}: its CONFIGURATION.md lists them all")
         }
         KafkaError::ClientConfig(_, text, name, _) => anyhow!("{name:?}: {text}"),
         KafkaError::ClientCreation(text) => anyhow!("{text}"),
@@ -157,35 +168,40 @@ fn explain(error: KafkaError) -> anyhow::Error {
 /// What a client calls back to.
 #[derive(Clone, Default)]
 pub(super) struct Context {
-    heard: Arc<Mutex<Heard>>,
+    latest: Arc<Mutex<Latest>>,
 }
 
 #[derive(Default)]
-struct Heard {
-    trouble: Option<(RDKafkaErrorCode, String)>,
+struct Latest {
+    error: Option<(RDKafkaErrorCode, String)>,
     /// The latest lost connection that librdkafka thinks worth a log line, but not an error.
     lost: Option<String>,
     /// Every broker that is known was tried, and none answers.
-    is_alone: bool,
+    are_all_down: bool,
 }
 
 impl Context {
-    /// The latest trouble since things last went well.
-    pub(super) fn trouble(&self) -> Option<Reason> {
-        let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
-        heard.trouble.as_ref().map(|(code, text)| verdict::reason(*code, Some(text)))
+    /// The latest error since all was well.
+    pub(super) fn error(&self) -> Option<Reason> {
+        let latest = self.latest();
+        latest.error.as_ref().map(|(code, text)| errors::reason(*code, Some(text)))
     }
 
-    /// The trouble that no other broker can make up for.
-    pub(super) fn hopeless(&self) -> Option<Reason> {
-        let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
-        let (code, text) = heard.trouble.as_ref()?;
+    /// The error that no other broker can make up for.
+    pub(super) fn error_of_all(&self) -> Option<Reason> {
+        let latest = self.latest();
+        let (code, text) = latest.error.as_ref()?;
         let is_ours = matches!(code, RDKafkaErrorCode::Authentication | RDKafkaErrorCode::SSL);
-        (heard.is_alone || is_ours).then(|| verdict::reason(*code, Some(text)))
+        (latest.are_all_down || is_ours).then(|| errors::reason(*code, Some(text)))
     }
 
-    pub(super) fn forget_trouble(&self) {
-        *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = Heard::default();
+    /// All is well.
+    pub(super) fn forget(&self) {
+        *self.latest() = Latest::default();
+    }
+
+    fn latest(&self) -> MutexGuard<'_, Latest> {
+        self.latest.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -196,7 +212,7 @@ impl ClientContext for Context {
         if facility == "FAIL" {
             // "[thrd:kafka:9092/1]: kafka:9092/1: Disconnected (…)"
             let text = text.split_once("]: ").map_or(text, |(_thread, text)| text);
-            self.heard.lock().unwrap_or_else(PoisonError::into_inner).lost = Some(text.to_owned());
+            self.latest().lost = Some(text.to_owned());
         }
     }
 
@@ -206,30 +222,30 @@ impl ClientContext for Context {
 
     fn error(&self, error: KafkaError, text: &str) {
         tracing::debug!(target: "librdkafka", %error, "{text}");
-        let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut latest = self.latest();
         match code_of(&error) {
             // "1/1 brokers are down" follows what says why.
             code @ RDKafkaErrorCode::AllBrokersDown => {
-                heard.is_alone = true;
-                if heard.trouble.is_none() {
-                    let why = heard.lost.clone().unwrap_or_else(|| text.to_owned());
-                    heard.trouble = Some((code, why));
+                latest.are_all_down = true;
+                if latest.error.is_none() {
+                    let why = latest.lost.clone().unwrap_or_else(|| text.to_owned());
+                    latest.error = Some((code, why));
                 }
             }
             // So comes the broker's alert when it does not like our certificate, or misses it.
             RDKafkaErrorCode::BrokerTransportFailure if text.contains("SSL routines") => {
-                heard.trouble = Some((RDKafkaErrorCode::SSL, text.to_owned()));
+                latest.error = Some((RDKafkaErrorCode::SSL, text.to_owned()));
             }
-            code => heard.trouble = Some((code, text.to_owned())),
+            code => latest.error = Some((code, text.to_owned())),
         }
     }
 }
 
 impl ConsumerContext for Context {}
 
-/// For an error that came without trouble.
+/// For an error that came without one of a connection.
 pub(super) fn describe(error: &KafkaError) -> Reason {
-    verdict::reason(code_of(error), None)
+    errors::reason(code_of(error), None)
 }
 
 pub(super) fn failed<T>(result: Result<T, KafkaError>, what: &'static str) -> anyhow::Result<T> {

@@ -3,25 +3,22 @@
 use rdkafka::message::{Header, Headers, OwnedHeaders};
 use serde_json::value::RawValue;
 
-use crate::event::{Encoding, Envelope, reassemble};
+use super::super::outgoing::Outgoing;
+use crate::message::reassemble;
 
 const CONTENT_TYPE: &str = "content-type";
 const PREFIX: &str = "ce_";
 
-pub(super) fn headers(event: &Envelope, encoding: Encoding, traceparent: &str) -> OwnedHeaders {
+pub(super) fn headers(outgoing: &Outgoing) -> OwnedHeaders {
     let insert = |headers: OwnedHeaders, key: &str, value: &str| {
         headers.insert(Header { key, value: Some(value) })
     };
     let headers = OwnedHeaders::new_with_capacity(10);
-    let headers = insert(headers, CONTENT_TYPE, Envelope::content_type(encoding));
-    let headers = insert(headers, "traceparent", traceparent);
-    if encoding == Encoding::Structured {
-        return headers;
-    }
-    event
-        .attributes()
-        .into_iter()
-        .fold(headers, |headers, (name, value)| insert(headers, &format!("{PREFIX}{name}"), &value))
+    let headers = insert(headers, CONTENT_TYPE, outgoing.content_type);
+    let headers = insert(headers, "traceparent", &outgoing.traceparent);
+    let attributes = outgoing.attributes.iter();
+    attributes
+        .fold(headers, |headers, (name, value)| insert(headers, &format!("{PREFIX}{name}"), value))
 }
 
 /// A message as one line of JSON: the whole event, however it is encoded. What is no event of ours
@@ -48,6 +45,8 @@ pub(super) fn line(headers: Option<&impl Headers>, payload: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::message::Encoding;
+    use crate::outbox::Stored;
 
     const EVENT: &str = r##"{"specversion":"1.0","id":"92f58f4e-5a60-5ecf-9e83-6cbb3350b7e3","type":"chat.topic.created.v1","source":"/apps/1400000000","subject":"@TOPIC#_\"é","time":"2026-11-22T18:00:00.123Z","datacontenttype":"application/json","dataschema":"urn:topic-bridge:schema:topic-created:v1","partitionkey":"@TGS#1","data":{"sdk_app_id":1400000000,"topic_name":"a b"}}"##;
 
@@ -57,12 +56,14 @@ mod tests {
     }
 
     fn check(encoding: Encoding, expected: &[(&str, &str)]) {
-        let event = Envelope::open(EVENT).unwrap();
-        let headers = headers(&event, encoding, "00-trace");
+        let mut stored = Stored::of(1, <_>::default(), EVENT);
+        stored.traceparent = Some("00-trace".into());
+        let outgoing = Outgoing::new(&stored, encoding);
+        let headers = headers(&outgoing);
         let pairs = pairs(&headers);
         let pairs: Vec<_> = pairs.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
         assert_eq!(pairs, expected);
-        assert_eq!(line(Some(&headers), &event.body(encoding)), EVENT, "read back");
+        assert_eq!(line(Some(&headers), &outgoing.body), EVENT, "read back");
     }
 
     #[test]

@@ -15,26 +15,26 @@ use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 
-use super::client::{Clients, Context, Producer, describe, failed};
-use super::message;
+use super::super::{Terms, subscribed};
+use super::client::{Context, Producer, describe, failed};
 use super::topic::{Seen, Topic};
-use crate::config::Config;
-use crate::sink::{Kind, subscribed};
+use super::{Config, Kafka, message};
+use crate::verdict::Kind;
 
 /// To ask for the end of a partition.
 const LOOK: Duration = Duration::from_secs(5);
 
 pub(in crate::sink) async fn tail(
     config: &Config,
+    terms: &Terms,
     from_start: bool,
     lines: mpsc::Sender<String>,
 ) -> anyhow::Result<()> {
-    let clients = Clients::new(config);
+    let Kafka { clients, topic, patience, .. } = Kafka::new(config, terms);
     clients.check()?;
-    let topic = Topic::new(&config.kafka);
     let context = Context::default();
     let looker = clients.producer(context.clone())?;
-    let deadline = Instant::now() + config.relay.confirm_timeout;
+    let deadline = Instant::now() + patience;
     let assignment = match topic.look(&looker, &context, deadline).await {
         Ok(seen) => assignment(&topic, seen, &looker, from_start).await,
         Err(reason) => Err(anyhow!(reason.text)),
@@ -112,7 +112,7 @@ async fn forward(
         let error = match consumer.recv().await {
             Ok(message) => {
                 told = None;
-                context.forget_trouble();
+                context.forget();
                 let payload = String::from_utf8_lossy(message.payload().unwrap_or_default());
                 let line = message::line(message.headers(), &payload);
                 if lines.send(line).await.is_err() {
@@ -122,7 +122,7 @@ async fn forward(
             }
             Err(error) => error,
         };
-        let reason = context.trouble().unwrap_or_else(|| describe(&error));
+        let reason = context.error().unwrap_or_else(|| describe(&error));
         let is_of_the_group = is_about_the_group(&error);
         match reason.kind {
             _ if is_of_the_group => {}
@@ -141,6 +141,6 @@ fn is_about_the_group(error: &KafkaError) -> bool {
     use rdkafka::error::RDKafkaErrorCode::{
         CoordinatorNotAvailable, GroupAuthorizationFailed, WaitingForCoordinator,
     };
-    let code = super::verdict::code_of(error);
+    let code = super::errors::code_of(error);
     matches!(code, CoordinatorNotAvailable | GroupAuthorizationFailed | WaitingForCoordinator)
 }

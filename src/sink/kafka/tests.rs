@@ -3,14 +3,19 @@
 use std::time::Duration;
 
 use rdkafka::mocking::MockCluster;
-use rdkafka::producer::DefaultProducerContext;
+use rdkafka::producer::{DefaultProducerContext, Producer as _};
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 use tokio::io::AsyncReadExt as _;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 
 use super::*;
-use crate::sink::Health;
+use crate::config::Faults;
+use crate::outbox::Stored;
+use crate::settings::Settings;
+use crate::sink::{Finding, Health, Sink, tail};
+use crate::time::Timestamp;
+use crate::verdict::Verdict;
 
 type Cluster = MockCluster<'static, DefaultProducerContext>;
 
@@ -23,7 +28,7 @@ fn cluster() -> Cluster {
 }
 
 /// What `more` says goes before the defaults of these tests: a short patience, and no topic made.
-fn config(brokers: &str, more: &[&str]) -> Config {
+fn config(brokers: &str, more: &[&str]) -> Settings {
     let own = [
         "sink=kafka",
         "apps=[{sdk_app_id=1400000000,allow_unsigned=true}]",
@@ -33,22 +38,35 @@ fn config(brokers: &str, more: &[&str]) -> Config {
     let mut set: Vec<String> = own.iter().map(ToString::to_string).collect();
     set.push(format!("kafka.brokers={brokers}"));
     set.extend(more.iter().map(ToString::to_string));
-    Config::of(&set).unwrap()
+    Settings::of(&set).unwrap()
 }
 
-fn sink(cluster: &Cluster, more: &[&str]) -> Kafka {
-    Kafka::new(&config(&cluster.bootstrap_servers(), more)).unwrap()
+fn sink(cluster: &Cluster, more: &[&str]) -> Sink {
+    of(&config(&cluster.bootstrap_servers(), more)).unwrap()
+}
+
+fn of(settings: &Settings) -> Result<Sink, Faults> {
+    Sink::new(&settings.sink, &settings.terms())
+}
+
+async fn examine(settings: &Settings) -> Vec<Finding> {
+    Sink::examine(&settings.sink, &settings.terms()).await.unwrap()
 }
 
 fn event(position: u64, name: &str) -> Stored {
     let event = format!(
         r#"{{"specversion":"1.0","id":"92f58f4e-5a60-5ecf-9e83-{position:012}","type":"chat.topic.created.v1","source":"/apps/1400000000","subject":"topic-{position}","time":"2026-11-22T18:00:00.123Z","datacontenttype":"application/json","dataschema":"urn:topic-bridge:schema:topic-created:v1","partitionkey":"group","data":{{"sdk_app_id":1400000000,"topic_name":"{name}"}}}}"#
     );
-    Stored::of(position, 0, &event)
+    Stored::of(position, Timestamp::default(), &event)
 }
 
 fn events(count: u64) -> Vec<Stored> {
     (1..=count).map(|position| event(position, "name")).collect()
+}
+
+/// The latest error that the client has told of.
+fn error(sink: &Sink) -> Option<Reason> {
+    sink.kafka().session()?.context.error()
 }
 
 fn is_delivered(verdicts: &[Verdict]) -> bool {
@@ -56,17 +74,12 @@ fn is_delivered(verdicts: &[Verdict]) -> bool {
 }
 
 fn kind(verdict: &Verdict) -> Option<(Kind, &str)> {
-    match verdict {
-        Verdict::Delivered => None,
-        Verdict::Later(reason) | Verdict::Refused(reason) | Verdict::Away(reason) => {
-            Some((reason.kind, &reason.text))
-        }
-    }
+    verdict.reason().map(|reason| (reason.kind, &*reason.text))
 }
 
 /// The first `count` lines that `tail` shows of the whole topic.
-async fn tail_of(config: &Config, count: usize) -> Vec<String> {
-    let (sender, mut lines) = mpsc::channel(10);
+async fn tail_of(settings: &Settings, count: usize) -> Vec<String> {
+    let (terms, (sender, mut lines)) = (settings.terms(), mpsc::channel(10));
     let read = async {
         let mut read = Vec::new();
         while read.len() < count {
@@ -75,7 +88,7 @@ async fn tail_of(config: &Config, count: usize) -> Vec<String> {
         drop(lines);
         read
     };
-    let both = async { tokio::join!(tail(config, true, sender), read) };
+    let both = async { tokio::join!(tail(&settings.sink, &terms, true, sender), read) };
     let (ended, read) = timeout(Duration::from_secs(20), both).await.unwrap();
     ended.unwrap();
     read
@@ -92,7 +105,7 @@ async fn a_batch_arrives_whole_in_order_and_can_be_tailed() {
         let config = config(&cluster.bootstrap_servers(), &more);
         let lines = tail_of(&config, 600).await;
         assert!(lines.into_iter().eq(batch.iter().map(|stored| stored.event.structured())));
-        Box::new(kafka).close().await;
+        kafka.close().await;
     }
 }
 
@@ -144,8 +157,17 @@ async fn what_is_only_too_large_together_is_delivered_one_by_one() {
         RDKafkaRespErr::RD_KAFKA_RESP_ERR_INVALID_RECORD,
     ] {
         cluster.request_errors(RDKafkaApiKey::Produce, &[error]);
-        let verdicts = kafka.deliver(&events(20)).await;
-        assert!(is_delivered(&verdicts), "{verdicts:?}");
+        let batch = events(20);
+        let verdicts = kafka.deliver(&batch).await;
+        // However many of them the client has put into the bundle that was refused.
+        let of = |verdict: &Verdict| matches!(verdict, Verdict::Alone(_));
+        assert!(verdicts.iter().any(of), "{verdicts:?}");
+        for (event, verdict) in
+            batch.iter().zip(&verdicts).filter(|(_, v)| !is_delivered(&[(*v).clone()]))
+        {
+            assert!(of(verdict), "{verdict:?}");
+            assert!(is_delivered(&kafka.deliver(std::slice::from_ref(event)).await));
+        }
         cluster.request_errors(RDKafkaApiKey::Produce, &[error]);
         let verdicts = kafka.deliver(&events(1)).await;
         assert!(matches!(&verdicts[..], [Verdict::Refused(_)]), "alone: {verdicts:?}");
@@ -182,7 +204,7 @@ async fn who_may_not_is_told_so() {
 #[tokio::test]
 async fn a_refused_connection_is_noticed_long_before_the_deadline() {
     let config = config("127.0.0.1:1", &["relay.confirm_timeout=20s"]);
-    let mut kafka = Kafka::new(&config).unwrap();
+    let mut kafka = of(&config).unwrap();
     let started = Instant::now();
     let verdicts = kafka.deliver(&events(2)).await;
     let (kind, text) = kind(&verdicts[1]).unwrap();
@@ -201,7 +223,7 @@ async fn a_broker_that_hangs_up_is_told_with_the_likely_cause() {
             let _ = connection.read(&mut [0; 1024]).await;
         }
     });
-    let mut kafka = Kafka::new(&config(&address, &[])).unwrap();
+    let mut kafka = of(&config(&address, &[])).unwrap();
     let reason = kafka.ready().await.unwrap_err();
     assert_eq!(reason.kind, Kind::Unreachable);
     let said = ["Disconnected", "is security.protocol that of the listener"];
@@ -225,7 +247,8 @@ async fn without_confirmation_the_batch_ends_in_time_and_leaves_nothing_in_fligh
             assert!(matches!(kind, Kind::Timeout | Kind::Unreachable), "{kind:?}: {text}");
             assert!(matches!(verdict, Verdict::Away(_)));
         }
-        let in_flight = kafka.producer.as_ref().map_or(0, |producer| producer.in_flight_count());
+        let producing = kafka.kafka().session();
+        let in_flight = producing.map_or(0, |producing| producing.producer().in_flight_count());
         assert_eq!(in_flight, 0);
         cluster.broker_round_trip_time(-1, Duration::ZERO).unwrap();
     }
@@ -245,11 +268,10 @@ async fn a_trouble_that_is_over_is_not_told_again() {
         }
     });
     assert_eq!(away.await.unwrap().kind, Kind::Unreachable);
-    assert!(kafka.context.trouble().is_some());
     cluster.broker_up(1).unwrap();
     let back = timeout(Duration::from_secs(20), async { while kafka.ready().await.is_err() {} });
     back.await.unwrap();
-    assert_eq!(kafka.context.trouble(), None);
+    assert_eq!(error(&kafka), None);
     assert!(is_delivered(&kafka.deliver(&events(5)).await));
 }
 
@@ -262,7 +284,7 @@ async fn a_batch_dropped_midway_does_not_keep_the_sink_from_closing() {
     let batch = events(30);
     assert!(timeout(Duration::from_millis(50), kafka.deliver(&batch)).await.is_err());
     let started = Instant::now();
-    Box::new(kafka).close().await;
+    kafka.close().await;
     assert!(started.elapsed() < Duration::from_millis(2500), "{:?}", started.elapsed());
 }
 
@@ -276,7 +298,7 @@ fn a_property_that_librdkafka_does_not_take_is_a_fault_of_the_configuration() {
     ] {
         let security = "kafka.properties.security.protocol=ssl";
         let config = config("127.0.0.1:1", &[security, &format!("kafka.properties.{property}")]);
-        let error = Kafka::new(&config).err().map(|error| format!("{error:#}"));
+        let error = of(&config).err().map(|error| format!("{error:#}"));
         let error = error.unwrap_or_else(|| panic!("{property} was taken"));
         assert!(error.contains(expected) && !error.contains("hush"), "{error}");
     }

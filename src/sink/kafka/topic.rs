@@ -11,10 +11,11 @@ use rdkafka::producer::Producer as _;
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep};
 
+use super::super::session::Steps;
 use super::client::{Clients, Context, Producer};
-use super::verdict::{code_of, in_words, reason};
-use crate::config;
-use crate::sink::{Kind, Reason};
+use super::config::Config;
+use super::errors::{code_of, in_words, reason};
+use crate::verdict::{Kind, Reason};
 
 /// The first look, long enough for a new connection with TLS and SASL; each further one is longer…
 const FIRST_LOOK: Duration = Duration::from_millis(500);
@@ -52,28 +53,69 @@ pub(super) struct Partition {
 }
 
 impl Topic {
-    pub(super) fn new(config: &config::Kafka) -> Self {
+    pub(super) fn new(config: &Config) -> Self {
         let create = config.create_topic;
         Topic { name: config.topic.clone(), brokers: config.brokers.clone(), create }
     }
 
-    /// Makes sure that the topic is there. Partitions and replicas other than the configured ones are
-    /// no fault: they are for the topic's creation only.
-    pub(super) async fn ensure(
+    /// Whether a topic that is there can take events. Partitions and replicas other than the configured
+    /// ones are no fault: they are for the topic's creation only.
+    pub(super) fn check(&self, partitions: &[Partition], steps: &mut Steps) -> Result<(), Reason> {
+        let replicas = partitions.iter().map(|partition| partition.replicas).min().unwrap_or(0);
+        let text =
+            format!("{:?} has {} partitions, replicas: {replicas}", self.name, partitions.len());
+        let leaderless = partitions.iter().filter(|partition| !partition.has_leader);
+        let leaderless: Vec<_> = leaderless.map(|partition| partition.id.to_string()).collect();
+        if steps.is_look() && !leaderless.is_empty() {
+            let ids = leaderless.join(", ");
+            let text = format!("{text}; without a leader: {ids}. Bring their brokers back");
+            return Err(Reason::new(Kind::Blocked, text));
+        }
+        self.has_a_leader(partitions)?;
+        match partitions.iter().find(|partition| partition.in_sync < partition.replicas) {
+            None => steps.good("topic", text),
+            Some(weak) => {
+                let Partition { id, in_sync, .. } = weak;
+                let text = format!("{text}; partition {id} has only {in_sync} of them in sync");
+                steps.doubtful("topic", text);
+            }
+        }
+        Ok(())
+    }
+
+    /// Says of a missing topic what [`Topic::create`] would do.
+    pub(super) fn would_create(&self, brokers: usize, steps: &mut Steps) -> Result<(), Reason> {
+        let Some((partitions, replication)) = self.create else {
+            return Err(Reason::new(Kind::Topology, self.missing()));
+        };
+        let text = format!("{:?} is missing", self.name);
+        if usize::try_from(replication).is_ok_and(|replication| replication > brokers) {
+            let text = format!(
+                "{text}, and cannot be created: kafka.replication is {replication}, brokers in the \
+                 cluster: {brokers}"
+            );
+            return Err(Reason::new(Kind::Topology, text));
+        }
+        let text = format!(
+            "{text}: the bridge creates it at its start, with {partitions} partitions, replicas: \
+             {replication}"
+        );
+        steps.doubtful("topic", text);
+        Ok(())
+    }
+
+    /// Creates a missing topic, and waits until it is there.
+    pub(super) async fn create(
         &self,
         producer: &Producer,
         context: &Context,
         clients: &Clients,
         deadline: Instant,
     ) -> Result<(), Reason> {
-        let seen = self.look(producer, context, deadline).await?;
-        if let Some(partitions) = seen.partitions {
-            return self.has_a_leader(&partitions);
-        }
         let Some((partitions, replication)) = self.create else {
             return Err(Reason::new(Kind::Topology, self.missing()));
         };
-        self.create(clients, partitions, replication, deadline).await?;
+        self.ask_for(clients, partitions, replication, deadline).await?;
         loop {
             let seen = self.look(producer, context, deadline).await?;
             let partitions = seen.partitions.unwrap_or_default();
@@ -111,13 +153,13 @@ impl Topic {
             if !is_silence {
                 return Err(found);
             }
-            if let Some(hopeless) = context.hopeless() {
-                return Err(hopeless);
+            if let Some(found) = context.error_of_all() {
+                return Err(found);
             }
             if Instant::now() >= deadline {
                 let nobody = RDKafkaErrorCode::BrokerTransportFailure;
                 let detail = format!("no answer from {}", self.brokers);
-                return Err(context.trouble().unwrap_or_else(|| reason(nobody, Some(&detail))));
+                return Err(context.error().unwrap_or_else(|| reason(nobody, Some(&detail))));
             }
             patience = (patience * 2).min(LONGEST_LOOK);
         }
@@ -184,7 +226,7 @@ impl Topic {
         Err(reason(RDKafkaErrorCode::LeaderNotAvailable, Some(&detail)))
     }
 
-    async fn create(
+    async fn ask_for(
         &self,
         clients: &Clients,
         partitions: i32,
@@ -239,7 +281,7 @@ impl Topic {
         )
     }
 
-    pub(super) fn command(&self) -> String {
+    fn command(&self) -> String {
         let (partitions, replication) = self.create.unwrap_or((3, 1));
         format!(
             "kafka-topics.sh --bootstrap-server {} --create --topic {} --partitions {partitions} \
@@ -250,11 +292,7 @@ impl Topic {
 }
 
 /// Blocks. Asking does not create the topic: see `allow.auto.create.topics`.
-pub(super) fn look(
-    client: &Client<impl ClientContext>,
-    name: &str,
-    patience: Duration,
-) -> KafkaResult<Seen> {
+fn look(client: &Client<impl ClientContext>, name: &str, patience: Duration) -> KafkaResult<Seen> {
     let metadata = client.fetch_metadata(Some(name), patience)?;
     // "kafka:9092/1", with the broker's number, or "kafka:9092/bootstrap".
     let answered = metadata.orig_broker_name();

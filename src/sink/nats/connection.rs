@@ -15,9 +15,10 @@ use async_nats::{
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use super::super::{Kind, Reason};
+use super::super::access::address_of;
 use super::verdict::lost;
-use crate::config;
+use super::{Config, Nats};
+use crate::verdict::{Kind, Reason};
 
 /// The shortest time between two pings.
 const PING_EVERY: Duration = Duration::from_secs(5);
@@ -28,12 +29,13 @@ const PER_SERVER: Duration = Duration::from_secs(5);
 /// Where nobody can listen.
 const NOWHERE: &str = "nats://127.0.0.1:0";
 
-/// A connection, and what its server complained of.
-pub(super) struct Link {
+/// A connection, and what its server has refused.
+pub(crate) struct Link {
+    pub(super) nats: Nats,
     pub(super) context: Context,
     pub(super) watch: Watch,
-    /// The stream was there, and as it should be.
-    pub(super) is_stream_checked: bool,
+    /// It may hold what was not confirmed.
+    pub(super) is_doubted: bool,
 }
 
 /// Tells how a connection is.
@@ -51,16 +53,17 @@ enum LinkState {
 }
 
 impl Link {
-    /// Tries each server once, in any order. `patience` is for each answer later on.
-    pub(super) async fn connect(config: &config::Nats, patience: Duration) -> Result<Self, Reason> {
-        let options = options(config, patience).await?;
+    /// Tries each server once, in any order.
+    pub(super) async fn connect(nats: &Nats) -> Result<Self, Reason> {
+        let config = &nats.config;
+        let options = options(config, nats.patience).await?;
         let mut servers: Vec<_> = config.servers.iter().map(ToString::to_string).collect();
         fastrand::shuffle(&mut servers);
         let all = PER_SERVER * u32::try_from(servers.len()).unwrap_or(1) + PER_SERVER;
         let connecting = async {
             let mut failure = None;
             for server in servers {
-                match connect(server, options.clone(), patience).await {
+                match connect(server, options.clone(), nats).await {
                     Ok(link) => return Ok(link),
                     Err(error) if is_refusal(&error) => return Err(explain(&error, config)),
                     Err(error) => failure = Some(explain(&error, config)),
@@ -84,10 +87,10 @@ impl Watch {
         self.0.has_changed().is_ok() && *self.0.borrow() == LinkState::Up
     }
 
-    /// What the server complained of, which is why something else failed or had no answer.
-    pub(super) fn complaint(&self) -> Option<Reason> {
+    /// What the server has refused, which is why something else failed or had no answer.
+    pub(super) fn refusal(&self) -> Option<Reason> {
         match &*self.0.borrow() {
-            LinkState::Forbidden(complaint) => Some(forbidden(complaint)),
+            LinkState::Forbidden(text) => Some(forbidden(text)),
             LinkState::Up | LinkState::Lost => None,
         }
     }
@@ -95,7 +98,7 @@ impl Watch {
     /// Waits until the connection is good for nothing any more, and says why.
     pub(super) async fn failed(&mut self) -> Reason {
         match self.0.wait_for(|state| *state != LinkState::Up).await.as_deref() {
-            Ok(LinkState::Forbidden(complaint)) => forbidden(complaint),
+            Ok(LinkState::Forbidden(text)) => forbidden(text),
             _ => lost(),
         }
     }
@@ -104,7 +107,7 @@ impl Watch {
 async fn connect(
     server: String,
     options: ConnectOptions,
-    patience: Duration,
+    nats: &Nats,
 ) -> Result<Link, ConnectError> {
     let (state_now, state) = watch::channel(LinkState::Up);
     let options = options.event_callback(move |event| {
@@ -112,10 +115,10 @@ async fn connect(
             Event::Disconnected | Event::Closed => {
                 state_now.send_replace(LinkState::Lost);
             }
-            Event::ServerError(ServerError::Other(complaint))
-                if complaint.to_lowercase().contains("permissions violation") =>
+            Event::ServerError(ServerError::Other(text))
+                if text.to_lowercase().contains("permissions violation") =>
             {
-                state_now.send_replace(LinkState::Forbidden(complaint));
+                state_now.send_replace(LinkState::Forbidden(text));
             }
             _ => {}
         }
@@ -123,8 +126,9 @@ async fn connect(
     });
     let client = options.connect([server, NOWHERE.to_owned()].as_slice()).await?;
     // The limit on acknowledgements is that of the batch, which began before any of them.
-    let context = ContextBuilder::new().timeout(patience).max_ack_inflight(1 << 16).build(client);
-    Ok(Link { context, watch: Watch(state), is_stream_checked: false })
+    let context = ContextBuilder::new();
+    let context = context.timeout(nats.patience).max_ack_inflight(1 << 16).build(client);
+    Ok(Link { nats: nats.clone(), context, watch: Watch(state), is_doubted: false })
 }
 
 /// Sends the client to its server the first time, and then nowhere. It cannot be told never to
@@ -135,7 +139,7 @@ fn only_once(pool: &[Server]) -> Option<ReconnectToServer> {
     Some(ReconnectToServer { addr: chosen.addr.clone(), delay: Some(Duration::ZERO) })
 }
 
-async fn options(config: &config::Nats, patience: Duration) -> Result<ConnectOptions, Reason> {
+async fn options(config: &Config, patience: Duration) -> Result<ConnectOptions, Reason> {
     let unreadable = |text: String| Reason::new(Kind::Credentials, text);
     let mut options = ConnectOptions::new()
         .name("topic-bridge")
@@ -168,16 +172,16 @@ async fn options(config: &config::Nats, patience: Duration) -> Result<ConnectOpt
     Ok(options)
 }
 
-fn forbidden(complaint: &str) -> Reason {
+fn forbidden(text: &str) -> Reason {
     let text = format!(
-        "the server says: {complaint}; let this user publish to nats.subject and $JS.API.>, and \
+        "the server says: {text}; let this user publish to nats.subject and $JS.API.>, and \
          subscribe to _INBOX.>"
     );
     Reason::new(Kind::Credentials, text)
 }
 
-fn unreachable(config: &config::Nats, error: &str) -> String {
-    let servers: Vec<_> = config.servers.iter().map(config::address_of).collect();
+fn unreachable(config: &Config, error: &str) -> String {
+    let servers: Vec<_> = config.servers.iter().map(address_of).collect();
     format!(
         "cannot connect to {}: {error}; is the server up, and nats.servers right?",
         servers.join(", ")
@@ -193,7 +197,7 @@ fn is_refusal(error: &ConnectError) -> bool {
 }
 
 /// Why there is no connection.
-fn explain(error: &ConnectError, config: &config::Nats) -> Reason {
+fn explain(error: &ConnectError, config: &Config) -> Reason {
     let mut text = error.to_string();
     if let Some(source) = error.source().filter(|source| !text.contains(&source.to_string())) {
         text = format!("{text}: {source}");

@@ -1,27 +1,79 @@
 //! The JetStream stream: created when it is missing and may be, else looked at. What makes delivery
 //! impossible is an error; what weakens it is a doubt, which is said and lived with.
 
+use std::time::Duration;
+
 use async_nats::jetstream::Context;
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::context::{CreateStreamErrorKind, GetStreamErrorKind};
-use async_nats::jetstream::stream::{Config, RetentionPolicy, StorageType};
+use async_nats::jetstream::stream::{self, RetentionPolicy, StorageType};
 
-use super::super::{Kind, Reason};
-use crate::config;
+use super::super::session::Steps;
+use super::Config;
+use crate::time::Timestamp;
+use crate::verdict::{Kind, Reason};
 
-/// Has the stream there. The doubts about it, in words for the operator.
-pub(super) async fn ensure(
+/// Clocks that differ by more are worth a word: times of events would look wrong to consumers.
+const MAX_SKEW: Duration = Duration::from_secs(2);
+
+/// Has the stream there.
+pub(super) async fn check(
     context: &Context,
-    config: &config::Nats,
-) -> Result<Vec<String>, Reason> {
-    match find(context, &config.stream).await? {
-        Some(found) => check(&found, config),
-        None if config.create_stream => create(context, config).await.map(|()| Vec::new()),
-        None => Err(Reason::new(Kind::Topology, missing(config))),
+    config: &Config,
+    steps: &mut Steps,
+) -> Result<(), Reason> {
+    let Some(found) = find(context, &config.stream).await? else {
+        return match config.create_stream {
+            false => Err(Reason::new(Kind::Topology, missing(config))),
+            true if steps.is_look() => {
+                let text =
+                    format!("{} is missing: the bridge creates it at its start", config.stream);
+                steps.doubtful("stream", text); // whether it may cannot be known without doing it
+                Ok(())
+            }
+            true => create(context, config).await,
+        };
+    };
+    let doubts = doubts(&found, config)?;
+    let text = format!(
+        "{} takes {}, {} replicas, forgets ids after {:?}",
+        found.name,
+        found.subjects.join(", "),
+        found.num_replicas,
+        found.duplicate_window
+    );
+    steps.good("stream", text);
+    for doubt in doubts {
+        steps.doubtful("stream", doubt);
+    }
+    if steps.is_look() {
+        compare_clocks(context, config, steps).await;
+    }
+    Ok(())
+}
+
+/// The server's clock beside ours, if it tells: from 2.10 on it stamps its answers.
+async fn compare_clocks(context: &Context, config: &Config, steps: &mut Steps) {
+    let request = format!("STREAM.INFO.{}", config.stream);
+    let asked = Timestamp::now();
+    let answer: Result<serde_json::Value, _> = context.request(request, &()).await;
+    let answered = Timestamp::now();
+    let stamp =
+        answer.ok().and_then(|answer| Timestamp::parse_rfc3339(answer["ts"].as_str()?).ok());
+    let Some(stamp) = stamp else {
+        return steps.good("clock", "not compared: servers before 2.10 do not report their time");
+    };
+    let skew = if stamp < asked { asked.since(stamp) } else { stamp.since(answered) };
+    if skew > MAX_SKEW {
+        let text = format!("differs from the server's by {} ms: set both by NTP", skew.as_millis());
+        steps.doubtful("clock", text);
+    } else {
+        let within = skew + answered.since(asked);
+        steps.good("clock", format!("within {} ms of the server's", within.as_millis()));
     }
 }
 
-pub(super) fn missing(config: &config::Nats) -> String {
+fn missing(config: &Config) -> String {
     format!(
         "there is no stream {stream}; create it with `nats stream add {stream} --subjects '{subjects}' \
          --storage file --dupe-window {window}s --defaults`, or set nats.create_stream = true",
@@ -32,7 +84,7 @@ pub(super) fn missing(config: &config::Nats) -> String {
 }
 
 /// The stream's configuration, if it exists.
-pub(super) async fn find(context: &Context, name: &str) -> Result<Option<Config>, Reason> {
+async fn find(context: &Context, name: &str) -> Result<Option<stream::Config>, Reason> {
     match context.get_stream(name).await {
         Ok(stream) => Ok(Some(stream.cached_info().config.clone())),
         Err(error) => match error.kind() {
@@ -71,8 +123,8 @@ fn no_answer(error: &str) -> Reason {
     Reason::new(Kind::Timeout, text)
 }
 
-async fn create(context: &Context, config: &config::Nats) -> Result<(), Reason> {
-    let wanted = Config {
+async fn create(context: &Context, config: &Config) -> Result<(), Reason> {
+    let wanted = stream::Config {
         name: config.stream.clone(),
         description: Some("Topics created, published by topic-bridge".into()),
         subjects: vec![config.subject.pattern()],
@@ -80,7 +132,7 @@ async fn create(context: &Context, config: &config::Nats) -> Result<(), Reason> 
         num_replicas: config.replicas,
         duplicate_window: config.duplicate_window,
         max_age: config.max_age,
-        ..Config::default()
+        ..stream::Config::default()
     };
     match context.create_stream(wanted).await {
         Ok(_) => {
@@ -116,8 +168,8 @@ async fn create(context: &Context, config: &config::Nats) -> Result<(), Reason> 
     }
 }
 
-/// Whether a stream that was found can carry the events.
-pub(super) fn check(found: &Config, config: &config::Nats) -> Result<Vec<String>, Reason> {
+/// What weakens a stream that was found; an error if it cannot carry the events.
+fn doubts(found: &stream::Config, config: &Config) -> Result<Vec<String>, Reason> {
     let pattern = config.subject.pattern();
     let name = &config.stream;
     let topology = |text: String| Err(Reason::new(Kind::Topology, text));

@@ -6,8 +6,8 @@ use async_nats::jetstream::context::{PublishAckFuture, PublishError, PublishErro
 use async_nats::jetstream::{self, ErrorCode};
 use tokio::time::{Instant, timeout_at};
 
-use super::super::{Kind, Reason, Verdict};
 use super::connection::Watch;
+use crate::verdict::{Kind, Reason, Verdict};
 
 /// Waits for one acknowledgement, not past the deadline, and not on a connection that is lost.
 pub(super) async fn confirmed(

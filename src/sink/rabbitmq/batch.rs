@@ -9,7 +9,6 @@ use std::collections::HashMap;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::Poll;
-use std::time::Duration;
 
 use lapin::message::BasicReturnMessage;
 use lapin::options::BasicPublishOptions;
@@ -17,10 +16,10 @@ use lapin::types::ShortString;
 use lapin::{Confirmation, Error, ErrorKind};
 use tokio::time::sleep;
 
-use super::super::{Kind, Reason, Verdict};
 use super::connection::Link;
 use super::errors;
 use super::message::Message;
+use crate::verdict::{Kind, Reason, Verdict};
 
 /// What came back of a batch.
 pub(super) struct Published {
@@ -36,17 +35,13 @@ struct Sent {
 }
 
 impl Link {
-    /// Sends all messages, then waits for their confirms, but no longer than `patience`, and hardly for
-    /// those that a blocked connection owes.
-    pub(super) async fn publish(
-        &mut self,
-        exchange: &str,
-        messages: Vec<Message<'_>>,
-        patience: Duration,
-    ) -> Published {
-        let Link { channel, alarm, .. } = self;
+    /// Sends all messages, then waits for their confirms, but no longer than `relay.confirm_timeout`, and
+    /// hardly for those that a blocked connection owes.
+    pub(super) async fn send(&mut self, messages: Vec<Message<'_>>) -> Published {
+        let Link { channel, alarm, rabbitmq, .. } = self;
+        let patience = rabbitmq.patience;
         let channel = channel.as_ref().expect("one is opened before publishing");
-        let exchange = ShortString::from(exchange);
+        let exchange = ShortString::from(rabbitmq.config.exchange.as_str());
         let options = BasicPublishOptions { mandatory: true, immediate: false };
         let (mut publishes, mut sent) = (Vec::new(), Vec::new());
         for Message { id, routing_key, properties, body } in messages {
@@ -154,18 +149,13 @@ impl Published {
         error.map_or_else(|| self.cut_off.clone(), errors::sort)
     }
 
-    /// One message that is too large closes the channel for all.
+    /// One message that is too large closes the channel for all; it says how large one may be, as a rule.
     fn judge_by_size(&self, sent: &Sent, failure: &Reason) -> Verdict {
-        let is_culprit = match errors::size_limit(&failure.text) {
-            _ if self.sent.len() == 1 => true,
-            Some(limit) => sent.bytes > limit,
-            None => false, // it will be, when the relay comes with one event at a time
-        };
-        if is_culprit {
+        let limit = errors::size_limit(&failure.text);
+        if self.sent.len() == 1 || limit.is_some_and(|limit| sent.bytes > limit) {
             return Verdict::Refused(failure.clone());
         }
-        let text = format!("another event of the same batch was too large: {}", failure.text);
-        Verdict::Away(Reason::new(Kind::Other, text))
+        Verdict::Alone(failure.clone())
     }
 }
 
@@ -219,13 +209,8 @@ mod tests {
         let cut_off = Reason::new(Kind::Timeout, "too late");
         let published = Published { sent: sent.collect(), cut_off };
         assert_eq!(published.is_whole(), is_whole);
-        let verdicts = published.judge("x").into_iter().map(|verdict| match verdict {
-            Verdict::Delivered => "delivered".into(),
-            Verdict::Later(reason) => format!("later {}", reason.kind.name()),
-            Verdict::Refused(reason) => format!("refused {}", reason.kind.name()),
-            Verdict::Away(reason) => format!("away {}", reason.kind.name()),
-        });
-        assert_eq!(verdicts.collect::<Vec<_>>(), expected);
+        let verdicts = published.judge("x");
+        assert_eq!(verdicts.iter().map(Verdict::to_string).collect::<Vec<_>>(), expected);
     }
 
     fn returned(id: &str) -> BasicReturnMessage {
@@ -269,10 +254,10 @@ mod tests {
     fn only_the_event_that_is_too_large_is_refused() {
         use Came::*;
         let larger = "PRECONDITION_FAILED - message size 2 is larger than configured max size 1";
-        let expected = ["delivered", "away other", "refused too_large"];
+        let expected = ["delivered", "alone too_large", "refused too_large"];
         check(vec![Ack, Error(406, larger), Error(406, larger)], &expected, false);
         let untold = "PRECONDITION_FAILED - message size is beyond belief";
-        check(vec![Error(406, untold), Nothing], &["away other"; 2], false);
+        check(vec![Error(406, untold), Nothing], &["alone too_large"; 2], false);
         check(vec![Error(406, untold)], &["refused too_large"], false);
     }
 }

@@ -17,9 +17,9 @@ use lapin::{Channel, Connection, ConnectionProperties, ConnectionStatus, Event};
 use tokio::net::lookup_host;
 use tokio::time::{sleep, timeout};
 
-use super::super::{Kind, Reason};
-use super::errors;
-use crate::config::{self, ClientTls};
+use super::super::access::ClientTls;
+use super::{Config, Rabbitmq, errors};
+use crate::verdict::{Kind, Reason};
 
 /// Seconds between heartbeats, unless the URL has `?heartbeat=`. After two silent ones lapin counts
 /// the broker as gone: nothing else shows that it is frozen while there is nothing to deliver.
@@ -33,12 +33,13 @@ const GOODBYE: Duration = Duration::from_secs(1);
 const AFTER_BLOCKED: Duration = Duration::from_secs(1);
 
 /// `rabbitmq.url`, taken apart.
+#[derive(Clone)]
 pub(super) struct Address {
     pub(super) uri: AMQPUri,
 }
 
 impl Address {
-    pub(super) fn new(config: &config::Rabbitmq) -> Result<Self, String> {
+    pub(super) fn new(config: &Config) -> Result<Self, String> {
         let mut uri: AMQPUri = config.url.as_str().parse()?;
         if uri.vhost.is_empty() {
             uri.vhost = "/".into();
@@ -56,7 +57,7 @@ impl Address {
         format!("{}://{}:{}", self.uri.scheme, authority.host, authority.port)
     }
 
-    fn with_credentials(&self, config: &config::Rabbitmq) -> Result<AMQPUri, Reason> {
+    fn with_credentials(&self, config: &Config) -> Result<AMQPUri, Reason> {
         let mut uri = self.uri.clone();
         let user = &mut uri.authority.userinfo;
         for (credential, place) in
@@ -73,55 +74,58 @@ impl Address {
 }
 
 /// An open connection, and the channel that is published on.
-pub(super) struct Link {
+pub(crate) struct Link {
+    pub(super) rabbitmq: Rabbitmq,
     /// In confirm mode. There is none at first, and none after confirms were left open on it.
     pub(super) channel: Option<Channel>,
     pub(super) alarm: Alarm,
     pub(super) connection: Connection,
-    _cord: Arc<Cord>,
+    /// Confirms were left open on a connection that is not blocked.
+    pub(super) is_doubted: bool,
+    _socket: Arc<SocketGuard>,
 }
 
 impl Link {
     pub(super) async fn connect(
-        config: &config::Rabbitmq,
-        address: &Address,
-        within: Duration,
+        rabbitmq: &Rabbitmq,
+        (uri, tls): (AMQPUri, OwnedTLSConfig),
     ) -> Result<Self, Reason> {
-        let (uri, tls) = prepare(config, address)?;
-        let cord = Arc::new(Cord::default());
-        let connecting = timeout(within, connect(uri, tls, &cord)).await;
+        let (address, within) = (rabbitmq.address.shown(), rabbitmq.patience);
+        let socket = Arc::new(SocketGuard::default());
+        let connecting = timeout(within, connect(uri, tls, &socket)).await;
         let connection = connecting
             .map_err(|_| {
-                let text = format!("{} has not answered within {within:?}", address.shown());
+                let text = format!("{address} has not answered within {within:?}");
                 Reason::new(Kind::Unreachable, text)
             })?
-            .map_err(|error| errors::sort_at_connecting(&error, &address.shown()))?;
-        let alarm = Alarm::watch(&connection);
-        Ok(Link { channel: None, alarm, connection, _cord: cord })
-    }
-
-    pub(super) fn is_sound(&self) -> bool {
-        let has_channel = self.channel.as_ref().is_none_or(|channel| channel.status().connected());
-        self.connection.status().connected() && has_channel
-    }
-
-    pub(super) async fn open_channel(&mut self) -> Result<(), Reason> {
-        let channel = self.connection.create_channel().await;
-        let channel = channel.map_err(|error| errors::sort(&error))?;
-        let confirms = channel.confirm_select(ConfirmSelectOptions::default()).await;
-        confirms.map_err(|error| errors::sort(&error))?;
-        self.channel = Some(channel);
-        Ok(())
+            .map_err(|error| errors::sort_at_connecting(&error, &address))?;
+        Ok(Link {
+            rabbitmq: rabbitmq.clone(),
+            channel: None,
+            alarm: Alarm::watch(&connection),
+            connection,
+            is_doubted: false,
+            _socket: socket,
+        })
     }
 
     pub(super) fn frame_max(&self) -> usize {
         self.connection.configuration().frame_max() as usize
     }
 
-    /// Says goodbye, for the sake of the broker's log: whether it listens does not matter.
-    pub(super) async fn close(self) {
+    /// For the sake of the broker's log: whether it listens does not matter.
+    pub(super) async fn say_goodbye(&self) {
         let _ = timeout(GOODBYE, self.connection.close(200, "OK".into())).await;
     }
+}
+
+pub(super) async fn open_channel(connection: &Connection) -> Result<Channel, Reason> {
+    let opening = async {
+        let channel = connection.create_channel().await?;
+        channel.confirm_select(ConfirmSelectOptions::default()).await?;
+        Ok(channel)
+    };
+    opening.await.map_err(|error: lapin::Error| errors::sort(&error))
 }
 
 /// Whether the broker has blocked the connection, as it does to publishers when its memory or disk runs
@@ -142,7 +146,7 @@ impl Alarm {
     /// Why nothing can be published now, if the connection is blocked.
     pub(super) fn check(&mut self) -> Option<Reason> {
         while let Some(Some(event)) = self.events.next().now_or_never() {
-            self.heed(event);
+            self.note(event);
         }
         self.status.blocked().then(|| {
             let text = format!(
@@ -164,13 +168,13 @@ impl Alarm {
                 }
             }
             match self.events.next().await {
-                Some(event) => self.heed(event),
+                Some(event) => self.note(event),
                 None => std::future::pending().await,
             }
         }
     }
 
-    fn heed(&mut self, event: Event) {
+    fn note(&mut self, event: Event) {
         if let Event::ConnectionBlocked(cause) = event {
             self.cause = cause;
         }
@@ -181,11 +185,11 @@ impl Alarm {
 /// thread of its own and gives neither up before the broker has said something, which a frozen one
 /// never does: without this each attempt would leave a thread and a socket behind.
 #[derive(Default)]
-struct Cord {
+struct SocketGuard {
     socket: OnceLock<TcpStream>,
 }
 
-impl Drop for Cord {
+impl Drop for SocketGuard {
     fn drop(&mut self) {
         if let Some(socket) = self.socket.get() {
             let _ = socket.shutdown(Shutdown::Both); // fails if the other side was faster
@@ -194,26 +198,24 @@ impl Drop for Cord {
 }
 
 /// What is read from files: an error is one of theirs.
-pub(super) fn prepare(
-    config: &config::Rabbitmq,
-    address: &Address,
-) -> Result<(AMQPUri, OwnedTLSConfig), Reason> {
+pub(super) fn prepare(rabbitmq: &Rabbitmq) -> Result<(AMQPUri, OwnedTLSConfig), Reason> {
+    let Rabbitmq { config, address, .. } = rabbitmq;
     Ok((address.with_credentials(config)?, read_tls(&config.tls)?))
 }
 
 async fn connect(
     uri: AMQPUri,
     tls: OwnedTLSConfig,
-    cord: &Arc<Cord>,
+    guard: &Arc<SocketGuard>,
 ) -> Result<Connection, lapin::Error> {
     let version = env!("CARGO_PKG_VERSION");
     let properties = ConnectionProperties::default()
         .with_connection_name("topic-bridge".into())
         .with_client_property("product".into(), "topic-bridge".into())
         .with_client_property("version".into(), version.into());
-    let cord = Arc::downgrade(cord);
+    let guard = Arc::downgrade(guard);
     let runtime = lapin::runtime::default_runtime()?;
-    // What lapin does itself, but for the cord.
+    // What lapin does itself, but for the guard.
     Connection::connector(
         uri,
         runtime,
@@ -224,10 +226,10 @@ async fn connect(
             let stream = AsyncTcpStream::connect(&runtime, addresses).await?;
             if let AsyncTcpStream::Plain(stream) = &stream {
                 let socket = stream.get_ref().as_fd().try_clone_to_owned()?;
-                // Without a cord nobody waits for the connection any more.
-                let cord =
-                    cord.upgrade().ok_or_else(|| io::Error::from(io::ErrorKind::TimedOut))?;
-                let _ = cord.socket.set(socket.into());
+                // Without a guard nobody waits for the connection any more.
+                let guard =
+                    guard.upgrade().ok_or_else(|| io::Error::from(io::ErrorKind::TimedOut))?;
+                let _ = guard.socket.set(socket.into());
             }
             Ok(match uri.scheme {
                 AMQPScheme::AMQP => stream,

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use lapin::{Error, ErrorKind};
 
-use super::super::{Kind, Reason};
+use crate::verdict::{Kind, Reason};
 
 /// Any error on an open connection.
 pub(super) fn sort(error: &Error) -> Reason {
@@ -27,7 +27,8 @@ pub(super) fn sort(error: &Error) -> Reason {
             (Kind::Unreachable, format!("the connection to RabbitMQ is lost: {error}"))
         }
         ErrorKind::InvalidProtocolVersion(_) | ErrorKind::ParsingError(_) => {
-            let text = format!("what answers is no RabbitMQ: {error}; look at rabbitmq.url's port");
+            let text =
+                format!("what answers is not RabbitMQ: {error}; look at rabbitmq.url's port");
             (Kind::Unreachable, text)
         }
         ErrorKind::AuthProviderError(_) => (Kind::Credentials, error.to_string()),

@@ -5,10 +5,9 @@ use std::borrow::Cow;
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 
-use super::super::{Kind, Reason};
-use crate::event::{Encoding, Envelope};
-use crate::outbox::Stored;
+use super::super::outgoing::Outgoing;
 use crate::routing::Template;
+use crate::verdict::{Kind, Reason};
 
 /// The most bytes that AMQP's short text holds: routing keys, and all properties but headers.
 pub(super) const SHORT: usize = 255;
@@ -33,38 +32,29 @@ impl<'a> Message<'a> {
     /// `frame_max` is how long a frame may be at most: all headers travel in one. An error is one for
     /// good.
     pub(super) fn new(
-        stored: &'a Stored,
-        encoding: Encoding,
+        outgoing: Outgoing<'a>,
         routing_key: &Template,
         frame_max: usize,
     ) -> Result<Self, Reason> {
-        let event = &stored.event;
-        let id = event.id.to_string();
-        let mut headers = match encoding {
-            Encoding::Structured => FieldTable::default(),
-            Encoding::Binary => attributes(event, frame_max)?,
-        };
-        let traceparent = stored.traceparent.clone().unwrap_or_else(|| event.own_traceparent());
-        headers.insert("traceparent".into(), AMQPValue::LongString(traceparent.into()));
+        let mut headers = attributes(&outgoing, frame_max)?;
+        let Outgoing { event, accepted_at, id, content_type, traceparent, body, .. } = outgoing;
+        let traceparent = AMQPValue::LongString(traceparent.into_owned().into());
+        headers.insert("traceparent".into(), traceparent);
         let properties = BasicProperties::default()
             .with_delivery_mode(PERSISTENT)
             .with_message_id(short("id", id.as_str())?)
-            .with_timestamp(stored.accepted_at / 1000)
-            .with_content_type(Envelope::content_type(encoding).into())
+            .with_timestamp(accepted_at.as_millis() / 1000)
+            .with_content_type(content_type.into())
             .with_type(short("type", event.event_type.as_str())?)
             .with_app_id("topic-bridge".into())
             .with_headers(headers);
-        Ok(Message {
-            id,
-            routing_key: short("routing key", routing_key.render(event))?,
-            properties,
-            body: event.body(encoding),
-        })
+        let routing_key = short("routing key", routing_key.render(event))?;
+        Ok(Message { id, routing_key, properties, body })
     }
 }
 
-fn attributes(event: &Envelope, frame_max: usize) -> Result<FieldTable, Reason> {
-    let attributes = event.attributes();
+fn attributes(outgoing: &Outgoing, frame_max: usize) -> Result<FieldTable, Reason> {
+    let attributes = &outgoing.attributes;
     let bytes: usize = attributes.iter().map(|(_, value)| value.len()).sum();
     if bytes + PROPERTIES_BYTES > frame_max {
         let text = format!(
@@ -76,7 +66,7 @@ fn attributes(event: &Envelope, frame_max: usize) -> Result<FieldTable, Reason> 
     let mut headers = FieldTable::default();
     for (name, value) in attributes {
         let name = format!("{PREFIX}{name}");
-        headers.insert(name.into(), AMQPValue::LongString(value.into_owned().into()));
+        headers.insert(name.into(), AMQPValue::LongString((&**value).into()));
     }
     Ok(headers)
 }
@@ -90,12 +80,15 @@ fn short(what: &str, text: impl Into<String>) -> Result<ShortString, Reason> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::message::Encoding;
+    use crate::outbox::Stored;
+    use crate::time::Timestamp;
 
     const EVENT: &str = r#"{"specversion":"1.0","id":"cf3f2bd2-ed1d-5a5c-8c6c-2e1b39ac4e1c","type":"t.v1","source":"/apps/1","subject":"tö.pic","time":"2026-11-22T18:00:00.123Z","datacontenttype":"application/json","dataschema":"urn:topic-bridge:schema:topic-created:v1","partitionkey":"group","data":{"sdk_app_id":1}}"#;
 
     fn stored(traceparent: Option<&str>) -> Stored {
         let traceparent = traceparent.map(str::to_owned);
-        Stored { traceparent, ..Stored::of(1, 1_700_000_000_999, EVENT) }
+        Stored { traceparent, ..Stored::of(1, Timestamp::from_millis(1_700_000_000_999), EVENT) }
     }
 
     fn header(message: &Message, name: &str) -> Option<String> {
@@ -113,7 +106,7 @@ mod tests {
             (Encoding::Structured, "application/cloudevents+json; charset=UTF-8"),
             (Encoding::Binary, "application/json"),
         ] {
-            let message = Message::new(&stored, encoding, &key, 131_072).unwrap();
+            let message = Message::new(Outgoing::new(&stored, encoding), &key, 131_072).unwrap();
             let properties = &message.properties;
             assert_eq!(*properties.delivery_mode(), Some(2));
             assert_eq!(
@@ -143,7 +136,8 @@ mod tests {
         let brought = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
         let stored = stored(Some(brought));
         let key = Template::parse("topic").unwrap();
-        let message = Message::new(&stored, Encoding::Structured, &key, 131_072).unwrap();
+        let message = Message::new(Outgoing::new(&stored, Encoding::Structured), &key, 131_072);
+        let message = message.unwrap();
         assert_eq!(header(&message, "traceparent").unwrap(), brought);
     }
 
@@ -153,7 +147,7 @@ mod tests {
         let key = Template::parse("topic.{topic_id}").unwrap();
         let mut check = |topic_id: String, encoding, expected: &str| {
             stored.event.topic_id = topic_id;
-            let message = Message::new(&stored, encoding, &key, 8192);
+            let message = Message::new(Outgoing::new(&stored, encoding), &key, 8192);
             let text = message.map_or_else(|reason| reason.text, |_| "fine".into());
             assert!(text.starts_with(expected), "{text}");
         };

@@ -17,12 +17,13 @@ use lapin::{BasicProperties, Channel, Connection};
 use serde_json::value::RawValue;
 use tokio::sync::mpsc;
 
-use super::super::{Reason, subscribed};
-use super::connection::Link;
+use super::super::{Terms, subscribed};
+use super::connection::{self, Link};
 use super::message::PREFIX;
-use super::{Rabbitmq, topology};
-use crate::config::Config;
-use crate::event::reassemble;
+use super::topology::{self, Entity};
+use super::{Config, Rabbitmq};
+use crate::message::reassemble;
+use crate::verdict::Reason;
 
 /// Events on their way to a reader that has not caught up.
 const PREFETCH: u16 = 256;
@@ -36,11 +37,12 @@ const MOST_WAITING: i32 = 100_000;
 /// past it the broker drops the event, or dead-letters it.
 pub(in crate::sink) async fn tail(
     config: &Config,
+    terms: &Terms,
     from_start: bool,
     lines: mpsc::Sender<String>,
 ) -> anyhow::Result<()> {
-    let sink = Rabbitmq::new(config)?;
-    let past = match (from_start, &sink.config.queue) {
+    let rabbitmq = Rabbitmq::new(config, terms)?;
+    let past = match (from_start, &config.queue) {
         (false, _) => None,
         (true, Some(queue)) => Some(queue.as_str()),
         (true, None) => bail!(
@@ -48,12 +50,13 @@ pub(in crate::sink) async fn tail(
              rabbitmq.queue, or leave --from-start out"
         ),
     };
-    let link = Link::connect(&sink.config, &sink.address, sink.patience).await.map_err(failed)?;
+    let prepared = connection::prepare(&rabbitmq).map_err(failed)?;
+    let link = Link::connect(&rabbitmq, prepared).await.map_err(failed)?;
     let result = tokio::select! {
-        result = show(&link.connection, &sink.config.exchange, past, &lines) => result,
+        result = show(&link.connection, &config.exchange, past, &lines) => result,
         () = lines.closed() => Ok(()),
     };
-    link.close().await;
+    link.say_goodbye().await;
     result
 }
 
@@ -110,7 +113,7 @@ async fn show_past(
     queue: &str,
     lines: &mpsc::Sender<String>,
 ) -> anyhow::Result<HashSet<String>> {
-    let waiting = topology::declare_queue(connection, queue, true).await?.message_count();
+    let waiting = Entity::Queue(queue).look(connection).await?.events;
     let channel = connection.create_channel().await?;
     let mut shown = HashSet::new();
     for _ in 0..waiting {

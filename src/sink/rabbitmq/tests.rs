@@ -3,46 +3,53 @@
 use lapin::options::{QueueBindOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
 
+use super::super::access::ClientTls;
+use super::super::session::Delivery;
+use super::config::Declare;
+use super::topology::Entity;
 use super::*;
+use crate::message::Encoding;
+use crate::outbox::Stored;
 use crate::routing::Template;
+use crate::time::Timestamp;
 
 const ADDRESS: &str = "BRIDGE_TEST_RABBITMQ";
 
+type Sink = Delivery<Rabbitmq>;
+
 /// A sink with an exchange of its own, and no queue yet.
-async fn sink(name: &str) -> Rabbitmq {
+async fn sink(name: &str) -> Sink {
     let url = std::env::var(ADDRESS);
     let url = url.unwrap_or_else(|_| panic!("{ADDRESS} is not set: run this with tests/run.sh"));
-    let config = config::Rabbitmq {
+    let config = Config {
         url: url.parse().unwrap(),
         username: None,
         password: None,
-        tls: config::ClientTls::default(),
+        tls: ClientTls::default(),
         exchange: format!("test-{name}-{}", std::process::id()),
         routing_key: Template::parse("test.{group_id}").unwrap(),
-        declare: config::Declare::Active,
+        declare: Declare::Active,
         queue: None,
     };
     let address = Address::new(&config).unwrap();
-    let (encoding, patience) = (Encoding::Structured, Duration::from_secs(5));
-    let mut sink = Rabbitmq {
-        config,
-        address,
-        encoding,
-        patience,
-        link: None,
-        is_topology_doubted: false,
-        declared_at: Instant::now(),
-    };
+    let rabbitmq = Rabbitmq { config, address, patience: Duration::from_secs(5) };
+    let mut sink = Delivery::new(rabbitmq, None);
     sink.ready().await.unwrap();
     sink
 }
 
+async fn deliver(sink: &mut Sink, events: &[Stored]) -> Vec<Verdict> {
+    let outgoing = |stored| Outgoing::new(stored, Encoding::Structured);
+    sink.deliver(events.iter().map(outgoing).collect()).await
+}
+
 /// A queue, gone with the connection, bound for the events of one group.
-async fn bind(sink: &Rabbitmq, group: &str, arguments: FieldTable) -> String {
-    let channel = sink.link.as_ref().unwrap().connection.create_channel().await.unwrap();
+async fn bind(sink: &Sink, group: &str, arguments: FieldTable) -> String {
+    let channel = sink.session().unwrap().connection.create_channel().await.unwrap();
     let options = QueueDeclareOptions { exclusive: true, ..Default::default() };
     let queue = channel.queue_declare("".into(), options, arguments).await.unwrap().name().clone();
-    let (key, exchange) = (format!("test.{group}"), sink.config.exchange.as_str());
+    let (key, exchange) =
+        (format!("test.{group}"), sink.session().unwrap().rabbitmq.config.exchange.as_str());
     let options = QueueBindOptions::default();
     let bound =
         channel.queue_bind(queue.clone(), exchange.into(), key.into(), options, <_>::default());
@@ -50,19 +57,24 @@ async fn bind(sink: &Rabbitmq, group: &str, arguments: FieldTable) -> String {
     queue.to_string()
 }
 
-async fn end(sink: Rabbitmq) {
+async fn end(sink: Sink) {
     delete_exchange(&sink).await;
     sink.close().await;
 }
 
-async fn delete_exchange(sink: &Rabbitmq) {
-    let channel = sink.link.as_ref().unwrap().connection.create_channel().await.unwrap();
-    channel.exchange_delete(sink.config.exchange.as_str().into(), <_>::default()).await.unwrap();
+async fn delete_exchange(sink: &Sink) {
+    let channel = sink.session().unwrap().connection.create_channel().await.unwrap();
+    channel
+        .exchange_delete(
+            sink.session().unwrap().rabbitmq.config.exchange.as_str().into(),
+            <_>::default(),
+        )
+        .await
+        .unwrap();
 }
 
-async fn waiting(sink: &Rabbitmq, queue: &str) -> u32 {
-    let link = sink.link.as_ref().unwrap();
-    topology::declare_queue(&link.connection, queue, true).await.unwrap().message_count()
+async fn waiting(sink: &Sink, queue: &str) -> u32 {
+    Entity::Queue(queue).look(&sink.session().unwrap().connection).await.unwrap().events
 }
 
 fn event(number: u64, group: &str) -> Stored {
@@ -72,16 +84,7 @@ fn event(number: u64, group: &str) -> Stored {
         "time":"2026-11-22T18:00:00.000Z","datacontenttype":"application/json",
         "partitionkey":"{group}","data":{{"sdk_app_id":1}}}}"#
     );
-    Stored::of(number, 1_700_000_000_000, &event)
-}
-
-fn name(verdict: &Verdict) -> String {
-    match verdict {
-        Verdict::Delivered => "delivered".into(),
-        Verdict::Later(reason) => format!("later {}", reason.kind.name()),
-        Verdict::Refused(reason) => format!("refused {}", reason.kind.name()),
-        Verdict::Away(reason) => format!("away {}", reason.kind.name()),
-    }
+    Stored::of(number, Timestamp::from_millis(1_700_000_000_000), &event)
 }
 
 /// Trusting each confirm for itself, one in fifty of the unroutable ones would count as delivered.
@@ -94,10 +97,10 @@ async fn every_event_is_judged_rightly_among_unroutable_ones() {
     for batch in 0..20 {
         let numbers = batch * 512..(batch + 1) * 512;
         let events = numbers.clone().map(|n| event(n, if is_bound(n) { "bound" } else { "other" }));
-        let verdicts = sink.deliver(&events.collect::<Vec<_>>()).await;
+        let verdicts = deliver(&mut sink, &events.collect::<Vec<_>>()).await;
         for (number, verdict) in numbers.zip(&verdicts) {
             let expected = if is_bound(number) { "delivered" } else { "later unroutable" };
-            assert_eq!(name(verdict), expected, "event {number}: {verdict:?}");
+            assert_eq!(verdict.to_string(), expected, "event {number}: {verdict:?}");
         }
     }
     let bound = (0..20 * 512).filter(|number| is_bound(*number)).count();
@@ -111,11 +114,15 @@ async fn a_deleted_exchange_is_declared_again_and_nothing_counts_as_delivered_me
     let mut sink = sink("deleted").await;
     delete_exchange(&sink).await;
     let events: Vec<_> = (0..512).map(|number| event(number, "group")).collect();
-    let verdicts = sink.deliver(&events).await;
-    assert!(verdicts.iter().all(|verdict| name(verdict) == "away topology"), "{:?}", verdicts[0]);
+    let verdicts = deliver(&mut sink, &events).await;
+    assert!(
+        verdicts.iter().all(|verdict| verdict.to_string() == "away topology"),
+        "{:?}",
+        verdicts[0]
+    );
     sink.ready().await.unwrap();
     bind(&sink, "group", FieldTable::default()).await;
-    let verdicts = sink.deliver(&events).await;
+    let verdicts = deliver(&mut sink, &events).await;
     assert!(verdicts.iter().all(|verdict| *verdict == Verdict::Delivered), "{:?}", verdicts[0]);
     end(sink).await;
 }
@@ -129,8 +136,8 @@ async fn what_a_full_queue_rejects_keeps_its_place_in_the_line() {
     arguments.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
     let queue = bind(&sink, "group", arguments).await;
     let events: Vec<_> = (0..100).map(|number| event(number, "group")).collect();
-    let verdicts = sink.deliver(&events).await;
-    let rejected = verdicts.iter().filter(|verdict| name(verdict) == "away rejected").count();
+    let verdicts = deliver(&mut sink, &events).await;
+    let rejected = verdicts.iter().filter(|verdict| verdict.to_string() == "away rejected").count();
     assert_eq!(rejected, 100 - waiting(&sink, &queue).await as usize);
     assert!(rejected > 0);
     end(sink).await;

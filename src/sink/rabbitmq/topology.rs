@@ -3,74 +3,147 @@
 
 use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
-use lapin::{Connection, Error, ErrorKind, ExchangeKind, Queue};
+use lapin::{Connection, Error, ErrorKind, ExchangeKind};
+use tokio::time::timeout;
 
-use super::super::{Kind, Reason};
-use super::errors;
-use crate::config::{Declare, Rabbitmq};
+use super::super::session::{Failed, Steps};
+use super::config::Declare;
+use super::connection::Link;
+use super::{Rabbitmq, errors};
+use crate::verdict::{Kind, Reason};
 
 /// Everything that is published to the exchange.
 pub(super) const EVERYTHING: &str = "#";
 
 /// An exchange or a queue.
 #[derive(Clone, Copy)]
-pub(super) enum Thing<'a> {
+pub(super) enum Entity<'a> {
     Exchange(&'a str),
     Queue(&'a str),
 }
 
-pub(super) async fn declare(
-    connection: &Connection,
-    config: &Rabbitmq,
-    vhost: &str,
-) -> Result<(), Reason> {
-    let is_passive = match config.declare {
-        Declare::None => return Ok(()),
-        Declare::Passive => true,
-        Declare::Active => false,
-    };
-    let exchange = Thing::Exchange(&config.exchange);
-    let declared = declare_exchange(connection, &config.exchange, is_passive).await;
-    declared.map_err(|error| explain(&error, exchange, vhost))?;
-    if let Some(name) = &config.queue {
-        let queue = Thing::Queue(name);
-        let declared = declare_queue(connection, name, is_passive).await;
-        declared.map_err(|error| explain(&error, queue, vhost))?;
-        if !is_passive {
-            let bound = bind(connection, name, &config.exchange).await;
-            bound.map_err(|error| explain(&error, queue, vhost))?;
+/// How full a queue is; of an exchange nothing.
+#[derive(Default)]
+pub(super) struct Counts {
+    pub(super) events: u32,
+    consumers: u32,
+}
+
+/// Whether exchange and queue are as they should be; creates what is missing where it may.
+pub(super) async fn check(link: &Link, steps: &mut Steps) -> Result<(), Failed> {
+    let config = &link.rabbitmq.config;
+    let exchange = check_entity(link, Entity::Exchange(&config.exchange), steps).await;
+    steps.go_on(exchange)?;
+    let Some(queue) = &config.queue else {
+        let text = "none is configured: an event for which no consumer has bound one is tried again \
+                    until there is one";
+        if steps.is_look() {
+            steps.doubtful("queue", text);
         }
+        return Ok(());
+    };
+    check_entity(link, Entity::Queue(queue), steps).await
+}
+
+async fn check_entity(link: &Link, entity: Entity<'_>, steps: &mut Steps) -> Result<(), Failed> {
+    let Rabbitmq { config, patience, .. } = &link.rabbitmq;
+    let (connection, point) = (&link.connection, entity.what());
+    let checking = async {
+        let mut counts = Counts::default();
+        if steps.is_look() {
+            counts = match entity.look(connection).await {
+                Err(error) if code(&error) == Some(404) && config.declare == Declare::Active => {
+                    steps.doubtful(point, "missing: the bridge creates it at its start");
+                    return Ok(None);
+                }
+                looked => looked?,
+            };
+        }
+        match config.declare {
+            // What is there is not changed by declaring it once more, and only that tells how it is.
+            Declare::Active => entity.declare(connection).await?,
+            Declare::Passive if !steps.is_look() => counts = entity.look(connection).await?,
+            Declare::Passive | Declare::None => {}
+        }
+        if let Entity::Queue(queue) = entity
+            && config.declare == Declare::Active
+            && !steps.is_look()
+        {
+            bind(connection, queue, &config.exchange).await?;
+        }
+        Ok(Some(counts))
+    };
+    let checked = timeout(*patience, checking).await;
+    let checked = checked.map_err(|_| errors::silent(*patience).at(point))?;
+    match checked
+        .map_err(|error: Error| (code(&error), explain(&error, entity, link.rabbitmq.vhost())))
+    {
+        Ok(None) => {}
+        Ok(Some(Counts { events, consumers })) => {
+            let name = entity.name();
+            steps.good(
+                point,
+                match entity {
+                    Entity::Exchange(_) => format!("{name:?} is there"),
+                    Entity::Queue(_) => {
+                        format!("{name:?} is there: {events} waiting, {consumers} consumers")
+                    }
+                },
+            );
+        }
+        // Nobody but an operator asked for it.
+        Err((Some(404), reason)) if config.declare == Declare::None && point == "queue" => {
+            steps.doubtful(point, reason.text);
+        }
+        Err((_, reason)) => return Err(reason.at(point)),
     }
     Ok(())
 }
 
-/// A durable topic exchange; with `is_passive`, whether there is one of that name.
-pub(super) async fn declare_exchange(
-    connection: &Connection,
-    name: &str,
-    is_passive: bool,
-) -> Result<(), Error> {
-    let channel = connection.create_channel().await?;
-    let options =
-        ExchangeDeclareOptions { passive: is_passive, durable: true, ..Default::default() };
-    let arguments = FieldTable::default();
-    channel.exchange_declare(name.into(), ExchangeKind::Topic, options, arguments).await?;
-    channel.close(200, "OK".into()).await
-}
+impl<'a> Entity<'a> {
+    fn name(self) -> &'a str {
+        let (Entity::Exchange(name) | Entity::Queue(name)) = self;
+        name
+    }
 
-/// A quorum queue; with `is_passive`, whether there is any of that name.
-pub(super) async fn declare_queue(
-    connection: &Connection,
-    name: &str,
-    is_passive: bool,
-) -> Result<Queue, Error> {
-    let channel = connection.create_channel().await?;
-    let options = QueueDeclareOptions { passive: is_passive, durable: true, ..Default::default() };
-    let mut arguments = FieldTable::default();
-    arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
-    let queue = channel.queue_declare(name.into(), options, arguments).await?;
-    channel.close(200, "OK".into()).await?;
-    Ok(queue)
+    fn what(self) -> &'static str {
+        match self {
+            Entity::Exchange(_) => "exchange",
+            Entity::Queue(_) => "queue",
+        }
+    }
+
+    /// A durable topic exchange, or a quorum queue.
+    async fn declare(self, connection: &Connection) -> Result<(), Error> {
+        self.ask(connection, false).await.map(drop)
+    }
+
+    /// Whether there is one of that name, however it is.
+    pub(super) async fn look(self, connection: &Connection) -> Result<Counts, Error> {
+        self.ask(connection, true).await
+    }
+
+    async fn ask(self, connection: &Connection, passive: bool) -> Result<Counts, Error> {
+        let channel = connection.create_channel().await?;
+        let mut arguments = FieldTable::default();
+        let counts = match self {
+            Entity::Exchange(name) => {
+                let options =
+                    ExchangeDeclareOptions { passive, durable: true, ..Default::default() };
+                let kind = ExchangeKind::Topic;
+                channel.exchange_declare(name.into(), kind, options, arguments).await?;
+                Counts::default()
+            }
+            Entity::Queue(name) => {
+                let options = QueueDeclareOptions { passive, durable: true, ..Default::default() };
+                arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
+                let queue = channel.queue_declare(name.into(), options, arguments).await?;
+                Counts { events: queue.message_count(), consumers: queue.consumer_count() }
+            }
+        };
+        channel.close(200, "OK".into()).await?;
+        Ok(counts)
+    }
 }
 
 async fn bind(connection: &Connection, queue: &str, exchange: &str) -> Result<(), Error> {
@@ -83,7 +156,7 @@ async fn bind(connection: &Connection, queue: &str, exchange: &str) -> Result<()
 }
 
 /// The broker's reply code, where the error is one of its answers.
-pub(super) fn code(error: &Error) -> Option<u16> {
+fn code(error: &Error) -> Option<u16> {
     match error.kind() {
         ErrorKind::ProtocolError(error) => Some(error.get_id()),
         _ => None,
@@ -91,17 +164,17 @@ pub(super) fn code(error: &Error) -> Option<u16> {
 }
 
 /// Why a declaration failed, and what mends it.
-pub(super) fn explain(error: &Error, thing: Thing, vhost: &str) -> Reason {
+fn explain(error: &Error, entity: Entity, vhost: &str) -> Reason {
     let says = match error.kind() {
         ErrorKind::ProtocolError(error) => error.get_message().as_str(),
         _ => return errors::sort(error),
     };
-    let (what, key, name, needed, delete) = match thing {
-        Thing::Exchange(name) => {
+    let (what, key, name, needed, delete) = match entity {
+        Entity::Exchange(name) => {
             let delete = format!("rabbitmqadmin --vhost={vhost} delete exchange name={name}");
             ("exchange", "rabbitmq.exchange", name, "a durable topic exchange", delete)
         }
-        Thing::Queue(name) => {
+        Entity::Queue(name) => {
             let delete = format!("rabbitmqctl delete_queue -p {vhost} {name}");
             ("queue", "rabbitmq.queue", name, "a durable quorum queue", delete)
         }

@@ -1,28 +1,23 @@
 //! `[[apps]]`: whose callbacks are taken, and how they prove themselves.
 
-use std::path::Path;
-
-use figment::value::Value;
-
-use super::Secret;
-use super::keys::{Keys, suggest};
-use super::value::{flag, text, whole};
+use crate::config::value::{flag, secret_file, text, whole};
+use crate::config::{Keys, Value, suggest};
+use crate::secret::Secret;
 use crate::signature::App;
 
-const NO_APPS: &str = "no app is configured, so nobody's callbacks could be taken; write
+const NO_APPS: &str = "no app is configured, so no callback could be accepted; write
 
     [[apps]]
     sdk_app_id = 1400000000      # the SDKAppID of your app, from the platform's console
     tokens = [\"…\"]               # its callback authentication token
 
-  into the file named with --config (or allow_unsigned = true instead of tokens for a try on this host)";
+  into the file named with --config (or allow_unsigned = true instead of tokens to try it on this host)";
 
 const APP_KEYS: [&str; 4] = ["sdk_app_id", "tokens", "token_files", "allow_unsigned"];
 
 /// The list of apps: tables in a file, or one text of the same form in a variable.
-pub(super) fn apps(keys: &mut Keys) -> Vec<App> {
-    keys.known.push("apps".into());
-    let Some(value) = keys.merged.find_ref("apps").cloned() else {
+pub(super) fn read(keys: &mut Keys) -> Vec<App> {
+    let Some(value) = keys.take("apps") else {
         return Vec::new();
     };
     let (list, mut shown) = match list(&value) {
@@ -37,7 +32,7 @@ pub(super) fn apps(keys: &mut Keys) -> Vec<App> {
         let mut faults = Vec::new();
         let app = app(entry, &mut faults);
         if apps.iter().any(|other| other.sdk_app_id == app.sdk_app_id) {
-            faults.push(("".into(), format!("sdk_app_id {} stands there twice", app.sdk_app_id)));
+            faults.push(("".into(), format!("sdk_app_id {} is set twice", app.sdk_app_id)));
         }
         for (key, reason) in faults {
             keys.fault(&format!("apps[{index}]{key}"), &value, &reason);
@@ -46,7 +41,7 @@ pub(super) fn apps(keys: &mut Keys) -> Vec<App> {
         apps.push(app);
     }
     if list.is_empty() {
-        keys.faults.push(NO_APPS.to_owned());
+        keys.reject(NO_APPS);
     }
     keys.show("apps", Value::from(shown));
     apps
@@ -57,7 +52,11 @@ fn list(value: &Value) -> Result<Vec<Value>, String> {
         Value::Array(_, list) => Ok(list.clone()),
         Value::String(_, text) => {
             let table = format!("list = {text}").parse::<toml::Table>().map_err(|error| {
-                format!("is no list in TOML's notation, as in [{{sdk_app_id=1400000000,tokens=[\"…\"]}}]: {}", error.message())
+                format!(
+                    "is not a list in TOML's notation, as in \
+                     [{{sdk_app_id=1400000000,tokens=[\"…\"]}}]: {}",
+                    error.message()
+                )
             })?;
             match Value::serialize(&table["list"]) {
                 Ok(Value::Array(_, list)) => Ok(list),
@@ -92,7 +91,7 @@ fn app(entry: &Value, faults: &mut Vec<(String, String)>) -> App {
         for item in items {
             match text(item)
                 .and_then(
-                    |text| if is_file { read_token(text.as_ref()) } else { Ok(text.to_owned()) },
+                    |text| if is_file { secret_file(text.as_ref()) } else { Ok(text.to_owned()) },
                 )
                 .and_then(token)
             {
@@ -102,7 +101,12 @@ fn app(entry: &Value, faults: &mut Vec<(String, String)>) -> App {
         }
     }
     if app.tokens.is_empty() && !app.allow_unsigned && faults.is_empty() {
-        faults.push(("".into(), "has no tokens, so no callback could be authentic; name tokens or token_files (or allow_unsigned = true)".into()));
+        faults.push((
+            "".into(),
+            "has no tokens, so no callback could be authentic; name tokens or token_files (or \
+                      allow_unsigned = true)"
+                .into(),
+        ));
     }
     match entry {
         Value::Dict(_, dict) => {
@@ -113,14 +117,6 @@ fn app(entry: &Value, faults: &mut Vec<(String, String)>) -> App {
         _ => faults.push(("".into(), "is not a table".into())),
     }
     app
-}
-
-/// A secret file's text, without the line break that editors leave at its end.
-pub(crate) fn read_token(path: &Path) -> Result<String, String> {
-    match std::fs::read_to_string(path) {
-        Ok(text) => Ok(text.trim_end_matches(['\r', '\n']).to_owned()),
-        Err(error) => Err(format!("cannot read {}: {error}", path.display())),
-    }
 }
 
 /// The platform's tokens have 1 to 128 characters.

@@ -1,0 +1,241 @@
+//! An event's CloudEvents 1.0 forms: what the outbox keeps of it, the JSON of structured mode, the attributes
+//! of binary mode, its trace context, and the way back. Pure.
+
+use std::borrow::Cow;
+
+use serde::de::Error as _;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use uuid::Uuid;
+
+use crate::callback::Text;
+use crate::time::Timestamp;
+
+/// Names the data's shape to consumers. A field that changes its meaning is a `v2`.
+const DATA_SCHEMA: &str = "urn:topic-bridge:schema:topic-created:v1";
+
+const SPEC_VERSION: &str = "1.0";
+pub(crate) const DATA_CONTENT_TYPE: &str = "application/json";
+
+/// Room for most events, so that encoding allocates once.
+pub(crate) const TYPICAL_BYTES: usize = 1024;
+
+/// An event as the outbox keeps it and as a message is built from it, without parsing its JSON: its
+/// attributes, the fields that it may be routed by, and its data.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Envelope {
+    pub(crate) id: Uuid,
+    pub(crate) event_type: String,
+    pub(crate) source: String,
+    /// When it happened.
+    pub(crate) time: Timestamp,
+    pub(crate) sdk_app_id: u64,
+    pub(crate) topic_id: String,
+    pub(crate) group_id: String,
+    pub(crate) platform: Option<String>,
+    /// The event's `data`, JSON on one line.
+    pub(crate) data: String,
+}
+
+/// How an event becomes a message: `event.encoding`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Encoding {
+    /// The whole CloudEvent as JSON is the message.
+    Structured,
+    /// Its data is the message, its attributes are headers.
+    Binary,
+}
+
+impl Encoding {
+    pub(crate) fn content_type(self) -> &'static str {
+        match self {
+            Encoding::Structured => "application/cloudevents+json; charset=UTF-8",
+            Encoding::Binary => DATA_CONTENT_TYPE,
+        }
+    }
+}
+
+/// A structured event from one that came in binary mode: `attribute` gives the value of a header.
+/// Attributes that are none of ours are left out.
+pub(crate) fn reassemble(attribute: impl Fn(&str) -> Option<String>, data: &str) -> String {
+    const ORDER: [&str; 9] = [
+        "specversion",
+        "id",
+        "type",
+        "source",
+        "subject",
+        "time",
+        "datacontenttype",
+        "dataschema",
+        "partitionkey",
+    ];
+    let mut json = String::with_capacity(TYPICAL_BYTES);
+    for name in ORDER {
+        let default = (name == "datacontenttype").then(|| DATA_CONTENT_TYPE.to_owned());
+        if let Some(value) = attribute(name).or(default) {
+            let separator = if json.is_empty() { '{' } else { ',' };
+            json.push(separator);
+            json.push_str(&format!("{name:?}:{}", serde_json::Value::from(value)));
+        }
+    }
+    json + ",\"data\":" + data + "}"
+}
+
+/// The W3C trace context in a request's `traceparent` header, if it is one.
+pub(crate) fn traceparent(header: &str) -> Option<&str> {
+    let is_hex =
+        |text: &str| text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+    let is_zero = |text: &str| text.bytes().all(|byte| byte == b'0');
+    let parts: Vec<_> = header.trim().split('-').collect();
+    let [version, trace, span, flags, ..] = parts[..] else { return None };
+    let is_version_known = version != "00" || parts.len() == 4;
+    let lengths = [version.len(), trace.len(), span.len(), flags.len()];
+    let is_valid = lengths == [2, 32, 16, 2]
+        && [version, trace, span, flags].into_iter().all(is_hex)
+        && !is_zero(trace)
+        && !is_zero(span)
+        && version != "ff"
+        && is_version_known;
+    is_valid.then(|| &header.trim()[..55])
+}
+
+impl Envelope {
+    /// Reads a structured event that [`Envelope::structured`] or an earlier release wrote.
+    pub(crate) fn open(json: &str) -> Result<Self, serde_json::Error> {
+        #[derive(Deserialize)]
+        struct Outside<'a> {
+            id: Uuid,
+            #[serde(borrow, rename = "type")]
+            event_type: Text<'a>,
+            #[serde(borrow)]
+            source: Text<'a>,
+            #[serde(borrow)]
+            time: Text<'a>,
+            #[serde(borrow)]
+            subject: Text<'a>,
+            #[serde(borrow)]
+            partitionkey: Text<'a>,
+            #[serde(borrow)]
+            data: &'a RawValue,
+        }
+        #[derive(Deserialize)]
+        struct Inside<'a> {
+            sdk_app_id: u64,
+            #[serde(borrow)]
+            client: Option<Platform<'a>>,
+        }
+        #[derive(Deserialize)]
+        struct Platform<'a> {
+            #[serde(borrow)]
+            platform: Option<Text<'a>>,
+        }
+        let outside: Outside = serde_json::from_str(json)?;
+        let data = outside.data.get();
+        let inside: Inside = serde_json::from_str(data)?;
+        let platform = inside.client.and_then(|client| client.platform);
+        Ok(Envelope {
+            id: outside.id,
+            event_type: outside.event_type.0.into_owned(),
+            source: outside.source.0.into_owned(),
+            time: Timestamp::parse_rfc3339(&outside.time.0).map_err(serde_json::Error::custom)?,
+            topic_id: outside.subject.0.into_owned(),
+            group_id: outside.partitionkey.0.into_owned(),
+            sdk_app_id: inside.sdk_app_id,
+            platform: platform.map(|Text(text)| text.into_owned()),
+            data: data.to_owned(),
+        })
+    }
+
+    /// The CloudEvent as one line of JSON (structured mode), without a line break at its end.
+    pub(crate) fn structured(&self) -> String {
+        let event = CloudEvent {
+            specversion: SPEC_VERSION,
+            id: self.id,
+            event_type: &self.event_type,
+            source: &self.source,
+            subject: &self.topic_id,
+            time: self.time,
+            datacontenttype: DATA_CONTENT_TYPE,
+            dataschema: DATA_SCHEMA,
+            partitionkey: &self.group_id,
+        };
+        let mut json = Vec::with_capacity(TYPICAL_BYTES + self.data.len());
+        serde_json::to_writer(&mut json, &event).expect("texts and times always encode");
+        json.pop(); // the closing brace: the data goes in as it stands
+        json.extend_from_slice(b",\"data\":");
+        json.extend_from_slice(self.data.as_bytes());
+        json.push(b'}');
+        String::from_utf8(json).expect("JSON of texts is UTF-8")
+    }
+
+    /// The message itself.
+    pub(crate) fn body(&self, encoding: Encoding) -> Cow<'_, str> {
+        match encoding {
+            Encoding::Structured => Cow::Owned(self.structured()),
+            Encoding::Binary => Cow::Borrowed(&self.data),
+        }
+    }
+
+    /// The trace context of the bridge's own, where the callback brought none: the trace is named after
+    /// the event, so it is the same on every attempt, and the consumer may sample it.
+    pub(crate) fn own_traceparent(&self) -> String {
+        let trace = self.id.simple().to_string();
+        let span = trace.get(16..).unwrap_or_default();
+        format!("00-{trace}-{span}-01")
+    }
+
+    /// The attributes that are headers in binary mode, by name, but for `datacontenttype`, which has
+    /// a place of its own in most protocols. Each protocol has its own prefix for the names.
+    pub(crate) fn attributes(&self) -> [(&'static str, Cow<'_, str>); 8] {
+        [
+            ("specversion", SPEC_VERSION.into()),
+            ("id", self.id.to_string().into()),
+            ("type", Cow::Borrowed(&self.event_type)),
+            ("source", Cow::Borrowed(&self.source)),
+            ("subject", Cow::Borrowed(&self.topic_id)),
+            ("time", self.time.to_string().into()),
+            ("dataschema", DATA_SCHEMA.into()),
+            ("partitionkey", Cow::Borrowed(&self.group_id)),
+        ]
+    }
+}
+
+#[derive(Serialize)]
+struct CloudEvent<'a> {
+    specversion: &'static str,
+    id: Uuid,
+    #[serde(rename = "type")]
+    event_type: &'a str,
+    source: &'a str,
+    subject: &'a str,
+    time: Timestamp,
+    datacontenttype: &'static str,
+    dataschema: &'static str,
+    partitionkey: &'a str,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_valid_trace_context_goes_along() {
+        let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let (zero_trace, zero_span) = ("0".repeat(32), "0".repeat(16));
+        for (header, expected) in [
+            (good.to_owned(), Some(good)),
+            (format!(" {good} "), Some(good)),
+            (format!("{good}-more"), None),
+            (good.to_uppercase(), None),
+            (good.replace("00-", "ff-"), None),
+            (good.replace("4bf92f3577b34da6a3ce929d0e0e4736", &zero_trace), None),
+            (good.replace("00f067aa0ba902b7", &zero_span), None),
+            ("00-é".into(), None),
+            (String::new(), None),
+        ] {
+            assert_eq!(traceparent(&header), expected, "{header}");
+        }
+        let newer = format!("cc{}-what-comes", &good[2..]);
+        assert_eq!(traceparent(&newer), Some(&newer[..55]), "a newer version may have more");
+    }
+}

@@ -1,0 +1,121 @@
+//! The sections of the configuration, each read by the room that uses it, and checked together. The meaning
+//! of each key stands in `config/default.toml`.
+
+use std::path::PathBuf;
+
+use crate::config::value::count;
+use crate::config::{Faults, Keys, Value};
+use crate::sink::Terms;
+use crate::{admin, event, ingress, log, outbox, relay, sink};
+
+#[derive(Debug, Clone)]
+pub struct Settings {
+    pub(crate) ingress: ingress::Config,
+    pub(crate) outbox: outbox::Config,
+    pub(crate) relay: relay::Config,
+    pub(crate) event: event::Config,
+    pub(crate) sink: sink::Config,
+    pub(crate) admin: admin::Config,
+    pub(crate) log: log::Config,
+    worker_threads: usize,
+    effective: Value,
+}
+
+impl Settings {
+    /// Reads the file (or the one that `TOPIC_BRIDGE_CONFIG` names), the environment, and `set`,
+    /// which holds `section.key=value` texts.
+    pub fn load(file: Option<PathBuf>, set: &[String]) -> Result<Self, Faults> {
+        Keys::load(file, set).and_then(Self::read)
+    }
+
+    /// Only where the outbox is, for commands that need no more: whatever else is wrong or missing
+    /// must not keep an operator from looking.
+    pub fn outbox_path(file: Option<PathBuf>, set: &[String]) -> Result<PathBuf, Faults> {
+        let mut keys = Keys::load(file, set)?;
+        let path = outbox::Config::read_path(&mut keys);
+        keys.check().map(|_| path)
+    }
+
+    #[cfg(all(test, any(feature = "kafka", feature = "rabbitmq")))]
+    pub(crate) fn of(set: &[String]) -> Result<Self, Faults> {
+        Keys::of(set).and_then(Self::read)
+    }
+
+    fn read(mut keys: Keys) -> Result<Self, Faults> {
+        let settings = Self::sections(&mut keys);
+        let effective = keys.finish()?;
+        Ok(Settings { effective, ..settings })
+    }
+
+    fn sections(keys: &mut Keys) -> Self {
+        Settings {
+            ingress: ingress::Config::read(keys),
+            outbox: outbox::Config::read(keys),
+            relay: relay::Config::read(keys),
+            event: event::Config::read(keys),
+            sink: sink::Config::read(keys),
+            admin: admin::Config::read(keys),
+            log: log::Config::read(keys),
+            worker_threads: keys.read("runtime.worker_threads", count),
+            effective: Value::from(false), // until all is read
+        }
+    }
+
+    /// Starts the log of this process.
+    pub fn start_log(&self) {
+        log::start(&self.log);
+    }
+
+    /// Threads that serve HTTP.
+    pub fn worker_threads(&self) -> usize {
+        self.worker_threads
+    }
+
+    pub(crate) fn terms(&self) -> Terms {
+        Terms {
+            event: self.event.clone(),
+            patience: self.relay.confirm_timeout,
+            batch: self.relay.batch,
+            max_body_bytes: self.ingress.max_body_bytes,
+            outbox: self.outbox.path.clone(),
+        }
+    }
+
+    /// The configuration in force, every secret as `***`.
+    pub(crate) fn effective_toml(&self) -> String {
+        toml::to_string_pretty(&self.effective).expect("figment values are TOML values")
+    }
+
+    /// The same as JSON.
+    pub(crate) fn effective_json(&self) -> String {
+        serde_json::to_string_pretty(&self.effective).expect("figment values are JSON values")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_key_of_the_defaults_is_read_by_exactly_one_room() {
+        let mut keys = Keys::defaults();
+        Settings::sections(&mut keys);
+        let mut known = keys.known().to_vec();
+        known.sort();
+        let twice: Vec<_> = known.windows(2).filter(|pair| pair[0] == pair[1]).collect();
+        assert!(twice.is_empty(), "{twice:?}");
+        assert_eq!(keys.unknown(), [""; 0], "in config/default.toml, and read by nobody");
+    }
+
+    /// Where it has one at all, a key's default stands in the file that explains it.
+    #[test]
+    fn every_key_has_its_sentence() {
+        let mut keys = Keys::defaults();
+        Settings::sections(&mut keys);
+        let text = include_str!("../config/default.toml");
+        for key in keys.known() {
+            let name = key.rsplit('.').next().unwrap();
+            assert!(text.contains(name), "{key} is not in config/default.toml");
+        }
+    }
+}

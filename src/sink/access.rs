@@ -1,0 +1,115 @@
+//! Where a broker is, whom to trust there, and how to prove who we are: what the configurations of several
+//! brokers have in common.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use url::Url;
+
+use crate::config::value::{file, filled, readable, secret_file, text};
+use crate::config::{Keys, Value};
+use crate::routing::Template;
+use crate::secret::Secret;
+
+/// A credential, or the file that it is read from whenever it is needed.
+#[derive(Clone)]
+pub(crate) enum Credential {
+    Inline(Secret),
+    File(PathBuf),
+}
+
+impl Credential {
+    /// An error names the file.
+    pub(crate) fn read(&self) -> Result<Secret, String> {
+        match self {
+            Credential::Inline(secret) => Ok(secret.clone()),
+            Credential::File(path) => secret_file(path).map(Secret::new),
+        }
+    }
+}
+
+impl fmt::Debug for Credential {
+    fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Credential::Inline(secret) => secret.fmt(formatter),
+            Credential::File(path) => path.fmt(formatter),
+        }
+    }
+}
+
+/// Whom to trust, and how to prove who we are, in a TLS connection to a broker: PEM files.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct ClientTls {
+    /// Beside or instead of the public authorities, as the client library has it.
+    pub(crate) ca: Option<PathBuf>,
+    /// Certificate chain and key, shown to the broker.
+    pub(crate) identity: Option<(PathBuf, PathBuf)>,
+}
+
+/// `key`, or `key_file` with the file that holds it, which has to be there.
+pub(super) fn credential(keys: &mut Keys, key: &str) -> Option<Credential> {
+    let inline = keys.read_optional(key, |value| text(value).map(Secret::new));
+    let named = keys.read_optional(&format!("{key}_file"), |value| {
+        let path = file(value)?;
+        secret_file(&path).map(|_| path)
+    });
+    if inline.is_some() && !key.ends_with("username") {
+        keys.show(key, Value::from("***"));
+    }
+    if inline.is_some() && named.is_some() {
+        keys.reject(format!("{key}: is set twice, also as {key}_file"));
+    }
+    inline.map(Credential::Inline).or(named.map(Credential::File))
+}
+
+pub(super) fn client_tls(keys: &mut Keys, section: &str) -> ClientTls {
+    let ca = keys.read_optional(&format!("{section}.ca_file"), readable);
+    let cert = keys.read_optional(&format!("{section}.cert_file"), readable);
+    let key = keys.read_optional(&format!("{section}.key_file"), readable);
+    if cert.is_some() != key.is_some() {
+        keys.reject(format!("{section}: cert_file and key_file go together"));
+    }
+    ClientTls { ca, identity: cert.zip(key) }
+}
+
+/// Never quotes the text, in which a password may stand.
+pub(super) fn url(text: &str, schemes: &[&str]) -> Result<Url, String> {
+    let text = text.trim();
+    let text =
+        if text.contains("://") { text.to_owned() } else { format!("{}://{text}", schemes[0]) };
+    let url = Url::parse(&text).map_err(|error| {
+        format!(
+            "is not a URL: {error} (in a password, what is not a letter or digit is written as %XX)"
+        )
+    })?;
+    if !schemes.contains(&url.scheme()) {
+        return Err(format!(
+            "begins with {}://, expected one of {}",
+            url.scheme(),
+            schemes.join(", ")
+        ));
+    }
+    if url.host_str().is_none_or(str::is_empty) {
+        return Err("names no host".into());
+    }
+    Ok(url)
+}
+
+/// Without the credentials that may stand in it.
+pub(crate) fn address_of(url: &Url) -> String {
+    let host = url.host_str().unwrap_or_default();
+    url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
+}
+
+pub(super) fn masked(url: &Url) -> String {
+    let mut url = url.clone();
+    if url.password().is_some() {
+        let _ = url.set_password(Some("***")); // fails only without a host
+    }
+    url.to_string()
+}
+
+pub(super) fn template(value: &Value) -> Result<Template, String> {
+    let text = filled(value)?;
+    Template::parse(&text).map_err(|reason| format!("{text:?} {reason}"))
+}

@@ -1,0 +1,43 @@
+//! A message on its way out, the same for every broker: each puts it into its own protocol's form.
+
+use std::borrow::Cow;
+
+use crate::message::{Encoding, Envelope};
+use crate::outbox::Stored;
+use crate::time::Timestamp;
+
+pub(super) struct Outgoing<'e> {
+    pub(super) event: &'e Envelope,
+    pub(super) accepted_at: Timestamp,
+    pub(super) id: String,
+    pub(super) content_type: &'static str,
+    pub(super) traceparent: Cow<'e, str>,
+    /// In binary mode, what stands in headers, but for the content type.
+    pub(super) attributes: Vec<(&'static str, Cow<'e, str>)>,
+    pub(super) body: Cow<'e, str>,
+}
+
+impl<'e> Outgoing<'e> {
+    pub(super) fn all(events: &'e [Stored], encoding: Encoding) -> Vec<Self> {
+        events.iter().map(|stored| Outgoing::new(stored, encoding)).collect()
+    }
+
+    pub(super) fn new(stored: &'e Stored, encoding: Encoding) -> Self {
+        let event = &stored.event;
+        Outgoing {
+            event,
+            accepted_at: stored.accepted_at,
+            id: event.id.to_string(),
+            content_type: encoding.content_type(),
+            traceparent: match &stored.traceparent {
+                Some(traceparent) => Cow::Borrowed(traceparent),
+                None => Cow::Owned(event.own_traceparent()),
+            },
+            attributes: match encoding {
+                Encoding::Structured => Vec::new(),
+                Encoding::Binary => event.attributes().into(),
+            },
+            body: event.body(encoding),
+        }
+    }
+}

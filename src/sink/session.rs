@@ -1,0 +1,196 @@
+//! One model for all brokers. A [`Session`] is opened, checked (is the topology as it should be? what is
+//! missing is created), published on, and dropped when in doubt. What it does on the way are [`Steps`], which
+//! `check --connect` shows: the same steps, but nothing is created.
+
+use std::time::{Duration, Instant};
+
+use super::{Finding, Health, Outgoing};
+use crate::verdict::{Kind, Reason, Verdict};
+
+/// While events come back unroutable, how often the topology is checked again.
+const CHECK_EVERY: Duration = Duration::from_secs(1);
+
+/// Where sessions come from.
+pub(super) trait Broker {
+    type Session: Session;
+
+    /// How many times `relay.batch` it does best to hand over at once. Each batch is waited for, and larger
+    /// ones less often.
+    const BATCHES: usize = 1;
+
+    /// Connects.
+    async fn open(&self, steps: &mut Steps) -> Result<Self::Session, Failed>;
+}
+
+/// A connection to a broker. Every wait has a deadline, `relay.confirm_timeout`.
+pub(super) trait Session {
+    /// Whether events can be delivered: creates or checks what the configuration says.
+    async fn check(&mut self, steps: &mut Steps) -> Result<(), Failed>;
+
+    /// One verdict for each message, in the same order.
+    async fn publish(&mut self, messages: Vec<Outgoing<'_>>) -> Vec<Verdict>;
+
+    /// Whether it can be used further: it is connected, and owes no confirmation.
+    fn is_sound(&self) -> bool;
+
+    /// Says goodbye, in a second or two at most.
+    async fn close(self);
+}
+
+/// A step that failed: why nothing can be delivered.
+#[derive(Debug)]
+pub(super) struct Failed {
+    point: &'static str,
+    pub(super) reason: Reason,
+}
+
+impl Reason {
+    /// The step that failed for this reason.
+    pub(super) fn at(self, point: &'static str) -> Failed {
+        Failed { point, reason: self }
+    }
+}
+
+/// What was done and found on the way to a session that can deliver.
+pub(super) struct Steps {
+    is_look: bool,
+    findings: Vec<Finding>,
+}
+
+impl Steps {
+    fn new(is_look: bool) -> Self {
+        Steps { is_look, findings: Vec::new() }
+    }
+
+    /// Whether this is for an operator to see, and nothing may be changed.
+    pub(super) fn is_look(&self) -> bool {
+        self.is_look
+    }
+
+    pub(super) fn good(&mut self, point: &'static str, text: impl Into<String>) {
+        self.add(point, Health::Good, text.into());
+    }
+
+    /// Events are delivered all the same, or it cannot be known from here.
+    pub(super) fn doubtful(&mut self, point: &'static str, text: impl Into<String>) {
+        self.add(point, Health::Doubtful, text.into());
+    }
+
+    /// Goes on to the next point where all are to be seen.
+    pub(super) fn go_on(&mut self, step: Result<(), Failed>) -> Result<(), Failed> {
+        match step {
+            Err(Failed { point, reason }) if self.is_look => {
+                self.add(point, Health::Bad, reason.text);
+                Ok(())
+            }
+            step => step,
+        }
+    }
+
+    fn add(&mut self, point: &'static str, verdict: Health, text: String) {
+        self.findings.push(Finding { point, verdict, text });
+    }
+
+    fn doubts(self) -> Vec<String> {
+        let doubtful = self.findings.into_iter().filter(|f| f.verdict == Health::Doubtful);
+        doubtful.map(|finding| finding.text).collect()
+    }
+}
+
+/// Goes the way of a session point by point, and changes nothing there. The points come in an order in
+/// which each needs those before it; the first bad one may be the last.
+pub(super) async fn examine(broker: &impl Broker) -> Vec<Finding> {
+    let mut steps = Steps::new(true);
+    let result = async {
+        let mut session = broker.open(&mut steps).await?;
+        let checked = session.check(&mut steps).await;
+        session.close().await;
+        checked
+    };
+    let result = result.await;
+    let _ = steps.go_on(result); // a bad point like others
+    steps.findings
+}
+
+/// Keeps one session open for as long as it is sound.
+pub(super) struct Delivery<B: Broker> {
+    broker: B,
+    /// Taken while it is in use, so that a call that is dropped midway takes it along: nobody knows what is
+    /// still on its way then.
+    session: Option<B::Session>,
+    is_checked: bool,
+    checked_at: Instant,
+    /// What is doubtful and was said already.
+    said: Vec<String>,
+}
+
+impl<B: Broker> Delivery<B> {
+    pub(super) fn new(broker: B, session: Option<B::Session>) -> Self {
+        let checked_at = Instant::now();
+        Delivery { broker, session, is_checked: false, checked_at, said: Vec::new() }
+    }
+
+    /// Whether events can be delivered now. What was there may have gone since it was checked.
+    pub(super) async fn ready(&mut self) -> Result<(), Reason> {
+        self.is_checked = false;
+        let session = self.prepare().await?;
+        self.session = Some(session);
+        Ok(())
+    }
+
+    pub(super) async fn deliver(&mut self, messages: Vec<Outgoing<'_>>) -> Vec<Verdict> {
+        let mut session = match self.prepare().await {
+            Ok(session) => session,
+            Err(reason) => return vec![Verdict::Away(reason); messages.len()],
+        };
+        let verdicts = session.publish(messages).await;
+        let has = |is: fn(&Verdict) -> bool| verdicts.iter().any(is);
+        let may_be_gone = has(|verdict| matches!(verdict, Verdict::Away(_)))
+            || has(|verdict| matches!(verdict, Verdict::Later(_)))
+                && self.checked_at.elapsed() >= CHECK_EVERY;
+        self.is_checked = !may_be_gone;
+        // What one in doubt still holds must not go out later: it goes at once.
+        self.session = Some(session).filter(Session::is_sound);
+        verdicts
+    }
+
+    pub(super) async fn close(self) {
+        if let Some(session) = self.session {
+            session.close().await;
+        }
+    }
+
+    /// A session on which everything is as it should be.
+    async fn prepare(&mut self) -> Result<B::Session, Reason> {
+        let mut steps = Steps::new(false);
+        let mut session = match self.session.take().filter(Session::is_sound) {
+            Some(session) => session,
+            None => {
+                self.is_checked = false;
+                self.broker.open(&mut steps).await.map_err(|failed| failed.reason)?
+            }
+        };
+        if self.is_checked {
+            return Ok(session);
+        }
+        if let Err(Failed { reason, .. }) = session.check(&mut steps).await {
+            // What is wrong with the broker is no fault of the connection.
+            if matches!(reason.kind, Kind::Topology | Kind::Blocked) {
+                self.session = Some(session);
+            }
+            return Err(reason);
+        }
+        let doubts = steps.doubts();
+        for doubt in doubts.iter().filter(|doubt| !self.said.contains(doubt)) {
+            tracing::warn!("{doubt}");
+        }
+        self.said = doubts;
+        (self.is_checked, self.checked_at) = (true, Instant::now());
+        Ok(session)
+    }
+
+    #[cfg(test)]
+    pub(super) fn session(&self) -> Option<&B::Session> {
+        self.session.as_ref()
+    }
+}
