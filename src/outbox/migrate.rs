@@ -7,12 +7,9 @@ use rusqlite::{Connection, Transaction, TransactionBehavior, params};
 
 use super::OpenError;
 use super::row::{COLUMNS, Stored, insert, inserting};
-use super::schema::{APPLICATION, explain, pragma, tables};
+use super::schema::{APPLICATION, VERSION, explain, pragma, tables};
 use crate::message::Envelope;
 use crate::time::Timestamp;
-
-/// `user_version` of the file. A change raises it and adds a step to [`step`].
-pub(super) const VERSION: i64 = 3;
 
 pub(super) fn run(connection: &Connection, path: &Path) -> Result<(), OpenError> {
     let unusable = |error: rusqlite::Error| OpenError::unusable(path, explain(&error, path));

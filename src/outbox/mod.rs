@@ -25,6 +25,7 @@
 
 mod batch;
 mod config;
+mod connection;
 #[cfg(test)]
 pub(crate) mod fixtures;
 mod health;

@@ -10,7 +10,7 @@ use rusqlite::{Connection, params};
 use super::lock::Lock;
 use super::row::{COLUMNS, Slot, Stored};
 use super::schema::explain;
-use super::{OpenError, ReadError, ReadResult, schema};
+use super::{OpenError, ReadError, ReadResult, connection};
 use crate::time::Timestamp;
 
 /// A page of events holds no more than this many bytes (and always one event), whatever their number.
@@ -35,13 +35,13 @@ pub(crate) struct Reader {
 impl Reader {
     /// Beside a bridge that may run, or without one.
     pub(crate) fn open(path: &Path) -> Result<Self, OpenError> {
-        let connection = Arc::new(Mutex::new(schema::open_for_reading(path)?));
+        let connection = Arc::new(Mutex::new(connection::open_for_reading(path)?));
         Ok(Reader { connection, _lock: None })
     }
 
     /// In the bridge itself.
     pub(super) fn beside(lock: &Arc<Lock>) -> Result<Self, OpenError> {
-        let connection = Arc::new(Mutex::new(schema::open_for_reading(lock.path())?));
+        let connection = Arc::new(Mutex::new(connection::open_for_reading(lock.path())?));
         Ok(Reader { connection, _lock: Some(lock.clone()) })
     }
 

@@ -1,24 +1,16 @@
-//! What is in the file, and how a connection to it is set up. An operator may open it with
-//! `sqlite3`, beside a running bridge too, for reading.
+//! What is in the file. An operator may open it with `sqlite3`, beside a running bridge too, for reading.
 
 use std::path::Path;
-use std::time::Duration;
 
-use rusqlite::config::DbConfig;
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::Connection;
 
-use super::migrate::{self, VERSION};
-use super::{OpenError, row};
+use super::row;
 
 /// `application_id` of the file, "TBrg": another program's database is never written to.
 pub(super) const APPLICATION: i64 = 0x5442_7267;
 
-/// The first SQLite whose checkpoints cannot damage a log that another connection starts anew
-/// (https://sqlite.org/wal.html, "The WAL-reset bug"): which is what two of our threads do all day.
-const OLDEST_LIBRARY: i32 = 3_051_003;
-
-/// How long another program's lock is waited for.
-const BUSY: Duration = Duration::from_millis(if cfg!(test) { 10 } else { 1000 });
+/// `user_version` of the file. A change raises it and adds a step to the migrations.
+pub(super) const VERSION: i64 = 3;
 
 /// The tables of a new file. `events` is the queue and the history in one: `relay.settled_through`
 /// divides it. What has to be tried again, and dead letters, hold a copy of their event, so that the
@@ -64,118 +56,6 @@ const QUARANTINE: &str = "CREATE TABLE quarantine (
         body            BLOB NOT NULL      -- as it came
     );";
 
-/// Refuses a system's SQLite that is too old to be trusted with the log.
-pub(super) fn check_library(version: i32) -> Result<(), String> {
-    if version >= OLDEST_LIBRARY {
-        return Ok(());
-    }
-    let [major, minor, patch] = [version / 1_000_000, version / 1000 % 1000, version % 1000];
-    Err(format!(
-        "this program was built with SQLite {major}.{minor}.{patch}, whose checkpoints can damage the \
-         log: build it with 3.51.3 or later, or with the bundled one"
-    ))
-}
-
-/// The connection that writes. The log is brought into the file before anything is read: what was
-/// recovered from it is durable then, whatever had become of its syncs.
-pub(super) fn open_for_writing(path: &Path) -> Result<Connection, OpenError> {
-    let unusable = |error: rusqlite::Error| OpenError::unusable(path, explain(&error, path));
-    let connection = open(path).map_err(unusable)?;
-    checkpoint_at_start(&connection).map_err(unusable)?;
-    let is_new = is_empty(&connection).map_err(unusable)?;
-    if is_new {
-        // Only before the first table is written can a file become one that shrinks again.
-        connection.pragma_update(None, "auto_vacuum", "INCREMENTAL").map_err(unusable)?;
-    } else {
-        let application: i64 = pragma(&connection, "application_id").map_err(unusable)?;
-        if application != APPLICATION {
-            return Err(OpenError::unusable(path, "it is a database of another program"));
-        }
-    }
-    connection.pragma_update(None, "journal_mode", "WAL").map_err(unusable)?;
-    connection.set_prepared_statement_cache_capacity(48);
-    migrate::run(&connection, path)?;
-    Ok(connection)
-}
-
-/// A reader's open transaction or a full disk may keep the log from being emptied; it was synced
-/// before, so nothing hangs on it then.
-fn checkpoint_at_start(connection: &Connection) -> rusqlite::Result<()> {
-    use rusqlite::ErrorCode::{DatabaseBusy, DatabaseLocked, DiskFull};
-    match super::log::checkpoint(connection, "TRUNCATE") {
-        Err(error)
-            if matches!(
-                error.sqlite_error_code(),
-                Some(DatabaseBusy | DatabaseLocked | DiskFull)
-            ) =>
-        {
-            tracing::warn!(%error, "the outbox's log could not be emptied at the start");
-            Ok(())
-        }
-        other => other.map(drop),
-    }
-}
-
-/// SQLite would read a name such as ":memory:" or "file:…" as something else than a file's.
-fn open(path: &Path) -> rusqlite::Result<Connection> {
-    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let connection = Connection::open_with_flags(path, flags)?;
-    configure(&connection)?;
-    Ok(connection)
-}
-
-/// A connection that only reads; the file must be an outbox of this version.
-pub(super) fn open_for_reading(path: &Path) -> Result<Connection, OpenError> {
-    let unusable = |error: rusqlite::Error| OpenError::unusable(path, explain(&error, path));
-    if !path.is_file() {
-        return Err(OpenError::unusable(
-            path,
-            "there is no such file: no bridge has run on it yet",
-        ));
-    }
-    // Reading a WAL file needs its index beside it, so the connection is one that could write.
-    let connection = open(path).map_err(unusable)?;
-    connection.pragma_update(None, "query_only", true).map_err(unusable)?;
-    let application: i64 = pragma(&connection, "application_id").map_err(unusable)?;
-    let found: i64 = pragma(&connection, "user_version").map_err(unusable)?;
-    if application != APPLICATION {
-        return Err(OpenError::unusable(path, "it is not a topic-bridge outbox"));
-    }
-    if found < VERSION {
-        let reason = "an older release wrote it: start the bridge on it once";
-        return Err(OpenError::unusable(path, reason));
-    }
-    if found > VERSION {
-        return Err(OpenError::TooNew { path: path.to_owned(), found, known: VERSION });
-    }
-    Ok(connection)
-}
-
-/// The connection that checkpoints beside the commits.
-pub(super) fn open_for_checkpoints(path: &Path) -> Result<Connection, OpenError> {
-    let unusable = |error: rusqlite::Error| OpenError::unusable(path, explain(&error, path));
-    open(path).map_err(unusable)
-}
-
-/// What all connections have in common.
-fn configure(connection: &Connection) -> rusqlite::Result<()> {
-    connection.busy_timeout(BUSY)?;
-    // A checkpoint inside a commit would make its waiters wait: one runs beside them.
-    connection.pragma_update(None, "wal_autocheckpoint", 0)?;
-    // Else a statement with a bound LIMIT is compiled anew for each value.
-    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
-    Ok(())
-}
-
-/// A log that was longer once is cut to this when it begins anew.
-pub(super) fn limit_log(connection: &Connection, bytes: u64) -> rusqlite::Result<()> {
-    connection.pragma_update(None, "journal_size_limit", bytes)
-}
-
-fn is_empty(connection: &Connection) -> rusqlite::Result<bool> {
-    connection.query_row("SELECT count(*) = 0 FROM sqlite_schema", [], |row| row.get(0))
-}
-
 pub(super) fn pragma<T: rusqlite::types::FromSql>(
     connection: &Connection,
     name: &str,
@@ -201,18 +81,4 @@ pub(super) fn explain(error: &rusqlite::Error, path: &Path) -> String {
         _ => String::new(),
     };
     format!("{error}{hint}")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_library_that_can_damage_the_log_is_refused() {
-        for (version, is_good) in [(3_051_003, true), (3_053_000, true), (3_051_002, false)] {
-            assert_eq!(check_library(version).is_ok(), is_good, "{version}");
-        }
-        assert!(check_library(3_007_017).unwrap_err().contains("SQLite 3.7.17"));
-        assert!(check_library(rusqlite::version_number()).is_ok(), "the one that is built in");
-    }
 }

@@ -18,7 +18,9 @@ use super::log::{Log, run_checkpoints};
 use super::recovery::{CutOff, cut_off, make_durable};
 use super::reserve::Reserve;
 use super::writer::Writer;
-use super::{Command, Config, Limits, OpenError, Outbox, Refusal, Shared, Workers, schema};
+use super::{
+    Command, Config, Limits, OpenError, Outbox, Refusal, Shared, Workers, connection, schema,
+};
 use crate::metrics::Metrics;
 use crate::time::{Clock, Timestamp, milliseconds};
 
@@ -29,11 +31,11 @@ pub(super) fn start(
     clock: Clock,
 ) -> Result<(Outbox, Workers), OpenError> {
     let unusable = |reason: String| OpenError::unusable(&config.path, reason);
-    schema::check_library(rusqlite::version_number()).map_err(unusable)?;
+    connection::check_library(rusqlite::version_number()).map_err(unusable)?;
     let lock = Arc::new(Lock::acquire(&config.path)?);
     let cut_off = secure(lock.path()).map_err(unusable)?;
-    let connection = schema::open_for_writing(lock.path())?;
-    let checkpoints = schema::open_for_checkpoints(lock.path())?;
+    let connection = connection::open_for_writing(lock.path())?;
+    let checkpoints = connection::open_for_checkpoints(lock.path())?;
 
     let (commands, received) = mpsc::channel();
     let (answers, to_answer) = tokio::sync::mpsc::unbounded_channel::<Answers>();
@@ -106,7 +108,7 @@ fn build(
 ) -> rusqlite::Result<Writer> {
     let page_size = schema::pragma::<u64>(&connection, "page_size")?;
     let log = Log::new(ends.due, config.max_bytes / page_size);
-    schema::limit_log(&connection, log.max_pages() * page_size)?;
+    connection::limit_log(&connection, log.max_pages() * page_size)?;
     let shared = Arc::new(Shared::default());
     shared.slow.store(milliseconds(limits.slow), Ordering::Relaxed);
     let now = ends.clock.steady();

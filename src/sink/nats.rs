@@ -26,9 +26,9 @@ use super::session::{Broker, Failed, Session, Steps};
 use crate::message::DATA_CONTENT_TYPE;
 use crate::verdict::{Kind, Reason, Verdict};
 pub(super) use config::Config;
-use connection::Link;
+use connection::{Link, lost};
 pub(super) use tail::tail;
-use verdict::{confirmed, judge, lost, not_in_time};
+use verdict::{confirmed, judge, not_in_time};
 
 /// A subject longer than this is near the length of line at which a server cuts the connection.
 const MAX_SUBJECT_BYTES: usize = 2048;

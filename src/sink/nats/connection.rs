@@ -16,7 +16,6 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::super::access::address_of;
-use super::verdict::lost;
 use super::{Config, Nats};
 use crate::verdict::{Kind, Reason};
 
@@ -178,6 +177,11 @@ fn forbidden(text: &str) -> Reason {
          subscribe to _INBOX.>"
     );
     Reason::new(Kind::Credentials, text)
+}
+
+pub(super) fn lost() -> Reason {
+    let text = "the connection to the server was lost: was it stopped, or the network cut?";
+    Reason::new(Kind::Unreachable, text)
 }
 
 fn unreachable(config: &Config, error: &str) -> String {

@@ -6,7 +6,7 @@ use async_nats::jetstream::context::{PublishAckFuture, PublishError, PublishErro
 use async_nats::jetstream::{self, ErrorCode};
 use tokio::time::{Instant, timeout_at};
 
-use super::connection::Watch;
+use super::connection::{Watch, lost};
 use crate::verdict::{Kind, Reason, Verdict};
 
 /// Waits for one acknowledgement, not past the deadline, and not on a connection that is lost.
@@ -32,11 +32,6 @@ pub(super) fn not_in_time() -> Reason {
         Kind::Timeout,
         "no acknowledgement within relay.confirm_timeout: is the server overloaded, or stopped?",
     )
-}
-
-pub(super) fn lost() -> Reason {
-    let text = "the connection to the server was lost: was it stopped, or the network cut?";
-    Reason::new(Kind::Unreachable, text)
 }
 
 /// What the server, or the client in its stead, says of one publish.
