@@ -18,6 +18,8 @@ mod broker_tls;
 mod brokers;
 mod clock;
 mod command;
+mod configuration;
+mod connections;
 mod consumers;
 mod crash;
 mod cuts;

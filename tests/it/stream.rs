@@ -303,43 +303,44 @@ fn health_says_in_which_state_each_part_is() {
     assert_eq!(readiness, expected);
 }
 
+const SERIES: [&str; 14] = [
+    "ack_seconds_count",
+    "ack_seconds_bucket{le=\"2\"}",
+    "commit_seconds_count",
+    "commit_events_count",
+    "outbox_pending",
+    "outbox_bytes",
+    "outbox_oldest_pending_seconds",
+    "published_total{sink=\"embedded\"}",
+    "publish_seconds_count",
+    "delivery_seconds_count",
+    "dead_letters",
+    "quarantined",
+    "sink_up{sink=\"embedded\"}",
+    "last_callback_timestamp_seconds",
+];
+
+const OUTCOMES: [&str; 10] = [
+    "accepted",
+    "duplicate",
+    "ignored",
+    "unauthenticated",
+    "stale",
+    "unknown_app",
+    "malformed",
+    "too_large",
+    "timeout",
+    "overloaded",
+];
+
 #[test]
 fn every_metric_is_there_from_the_start() {
     let bridge = Bridge::start(&[]);
     let reply = bridge.get("/metrics");
     assert!(reply.header("content-type").unwrap().starts_with("text/plain; version=0.0.4"));
-    let mut expected: Vec<String> = [
-        "ack_seconds_count",
-        "ack_seconds_bucket{le=\"2\"}",
-        "commit_seconds_count",
-        "commit_events_count",
-        "outbox_pending",
-        "outbox_bytes",
-        "outbox_oldest_pending_seconds",
-        "published_total{sink=\"embedded\"}",
-        "publish_seconds_count",
-        "delivery_seconds_count",
-        "dead_letters",
-        "quarantined",
-        "sink_up{sink=\"embedded\"}",
-        "last_callback_timestamp_seconds",
-    ]
-    .map(str::to_owned)
-    .into();
-    for outcome in [
-        "accepted",
-        "duplicate",
-        "ignored",
-        "unauthenticated",
-        "stale",
-        "unknown_app",
-        "malformed",
-        "too_large",
-        "timeout",
-        "overloaded",
-    ] {
-        expected.push(format!("callbacks_total{{outcome=\"{outcome}\"}}"));
-    }
+    let series = SERIES.iter().map(|name| (*name).to_owned());
+    let outcomes = OUTCOMES.iter().map(|name| format!("callbacks_total{{outcome=\"{name}\"}}"));
+    let expected: Vec<_> = series.chain(outcomes).collect();
     for name in &expected {
         let value = bridge.metric(&format!("topic_bridge_{name}"));
         let is_nothing_yet = !name.starts_with("outbox_bytes") && !name.starts_with("sink_up");

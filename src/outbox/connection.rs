@@ -1,0 +1,144 @@
+//! How a connection to the file is set up: the one that writes, the one that checkpoints, and those that read.
+
+use std::path::Path;
+use std::time::Duration;
+
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, OpenFlags};
+
+use super::log::checkpoint;
+use super::schema::{APPLICATION, VERSION, explain, pragma};
+use super::{OpenError, migrate};
+
+/// The first SQLite whose checkpoints cannot damage a log that another connection starts anew
+/// (https://sqlite.org/wal.html, "The WAL-reset bug"): which is what two of our threads do all day.
+const OLDEST_LIBRARY: i32 = 3_051_003;
+
+/// How long another program's lock is waited for.
+const BUSY: Duration = Duration::from_millis(if cfg!(test) { 10 } else { 1000 });
+
+/// Refuses a system's SQLite that is too old to be trusted with the log.
+pub(super) fn check_library(version: i32) -> Result<(), String> {
+    if version >= OLDEST_LIBRARY {
+        return Ok(());
+    }
+    let [major, minor, patch] = [version / 1_000_000, version / 1000 % 1000, version % 1000];
+    Err(format!(
+        "this program was built with SQLite {major}.{minor}.{patch}, whose checkpoints can damage the \
+         log: build it with 3.51.3 or later, or with the bundled one"
+    ))
+}
+
+/// The connection that writes. The log is brought into the file before anything is read: what was
+/// recovered from it is durable then, whatever had become of its syncs.
+pub(super) fn open_for_writing(path: &Path) -> Result<Connection, OpenError> {
+    let unusable = |error: rusqlite::Error| OpenError::unusable(path, explain(&error, path));
+    let connection = open(path).map_err(unusable)?;
+    checkpoint_at_start(&connection).map_err(unusable)?;
+    let is_new = is_empty(&connection).map_err(unusable)?;
+    if is_new {
+        // Only before the first table is written can a file become one that shrinks again.
+        connection.pragma_update(None, "auto_vacuum", "INCREMENTAL").map_err(unusable)?;
+    } else {
+        let application: i64 = pragma(&connection, "application_id").map_err(unusable)?;
+        if application != APPLICATION {
+            return Err(OpenError::unusable(path, "it is a database of another program"));
+        }
+    }
+    connection.pragma_update(None, "journal_mode", "WAL").map_err(unusable)?;
+    connection.set_prepared_statement_cache_capacity(48);
+    migrate::run(&connection, path)?;
+    Ok(connection)
+}
+
+/// A reader's open transaction or a full disk may keep the log from being emptied; it was synced
+/// before, so nothing hangs on it then.
+fn checkpoint_at_start(connection: &Connection) -> rusqlite::Result<()> {
+    use rusqlite::ErrorCode::{DatabaseBusy, DatabaseLocked, DiskFull};
+    match checkpoint(connection, "TRUNCATE") {
+        Err(error)
+            if matches!(
+                error.sqlite_error_code(),
+                Some(DatabaseBusy | DatabaseLocked | DiskFull)
+            ) =>
+        {
+            tracing::warn!(%error, "the outbox's log could not be emptied at the start");
+            Ok(())
+        }
+        other => other.map(drop),
+    }
+}
+
+/// SQLite would read a name such as ":memory:" or "file:…" as something else than a file's.
+fn open(path: &Path) -> rusqlite::Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags)?;
+    configure(&connection)?;
+    Ok(connection)
+}
+
+/// A connection that only reads; the file must be an outbox of this version.
+pub(super) fn open_for_reading(path: &Path) -> Result<Connection, OpenError> {
+    let unusable = |error: rusqlite::Error| OpenError::unusable(path, explain(&error, path));
+    if !path.is_file() {
+        return Err(OpenError::unusable(
+            path,
+            "there is no such file: no bridge has run on it yet",
+        ));
+    }
+    // Reading a WAL file needs its index beside it, so the connection is one that could write.
+    let connection = open(path).map_err(unusable)?;
+    connection.pragma_update(None, "query_only", true).map_err(unusable)?;
+    let application: i64 = pragma(&connection, "application_id").map_err(unusable)?;
+    let found: i64 = pragma(&connection, "user_version").map_err(unusable)?;
+    if application != APPLICATION {
+        return Err(OpenError::unusable(path, "it is not a topic-bridge outbox"));
+    }
+    if found < VERSION {
+        let reason = "an older release wrote it: start the bridge on it once";
+        return Err(OpenError::unusable(path, reason));
+    }
+    if found > VERSION {
+        return Err(OpenError::TooNew { path: path.to_owned(), found, known: VERSION });
+    }
+    Ok(connection)
+}
+
+/// The connection that checkpoints beside the commits.
+pub(super) fn open_for_checkpoints(path: &Path) -> Result<Connection, OpenError> {
+    let unusable = |error: rusqlite::Error| OpenError::unusable(path, explain(&error, path));
+    open(path).map_err(unusable)
+}
+
+/// What all connections have in common.
+fn configure(connection: &Connection) -> rusqlite::Result<()> {
+    connection.busy_timeout(BUSY)?;
+    // A checkpoint inside a commit would make its waiters wait: one runs beside them.
+    connection.pragma_update(None, "wal_autocheckpoint", 0)?;
+    // Else a statement with a bound LIMIT is compiled anew for each value.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
+    Ok(())
+}
+
+/// A log that was longer once is cut to this when it begins anew.
+pub(super) fn limit_log(connection: &Connection, bytes: u64) -> rusqlite::Result<()> {
+    connection.pragma_update(None, "journal_size_limit", bytes)
+}
+
+fn is_empty(connection: &Connection) -> rusqlite::Result<bool> {
+    connection.query_row("SELECT count(*) = 0 FROM sqlite_schema", [], |row| row.get(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_library_that_can_damage_the_log_is_refused() {
+        for (version, is_good) in [(3_051_003, true), (3_053_000, true), (3_051_002, false)] {
+            assert_eq!(check_library(version).is_ok(), is_good, "{version}");
+        }
+        assert!(check_library(3_007_017).unwrap_err().contains("SQLite 3.7.17"));
+        assert!(check_library(rusqlite::version_number()).is_ok(), "the one that is built in");
+    }
+}
