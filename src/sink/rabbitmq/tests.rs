@@ -3,15 +3,18 @@
 use lapin::options::{QueueBindOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
 
+use servers::{Kind, Way};
+
 use super::*;
 use crate::routing::Template;
 
-const ADDRESS: &str = "BRIDGE_TEST_RABBITMQ";
+#[path = "../../../tests/servers/mod.rs"]
+#[expect(dead_code, reason = "only RabbitMQ's plain address is used here")]
+mod servers;
 
-/// A sink with an exchange of its own, and no queue yet.
-async fn sink(name: &str) -> Rabbitmq {
-    let url = std::env::var(ADDRESS);
-    let url = url.unwrap_or_else(|_| panic!("{ADDRESS} is not set: run this with tests/run.sh"));
+/// A sink with an exchange of its own, and no queue yet. Nothing where the run is told to leave RabbitMQ out.
+async fn sink(name: &str) -> Option<Rabbitmq> {
+    let url = servers::shared(Kind::Rabbitmq)?.address(Way::Plain);
     let config = config::Rabbitmq {
         url: url.parse().unwrap(),
         username: None,
@@ -34,7 +37,7 @@ async fn sink(name: &str) -> Rabbitmq {
         declared_at: Instant::now(),
     };
     sink.ready().await.unwrap();
-    sink
+    Some(sink)
 }
 
 /// A queue, gone with the connection, bound for the events of one group.
@@ -88,7 +91,7 @@ fn name(verdict: &Verdict) -> String {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs brokers: run tests/run.sh"]
 async fn every_event_is_judged_rightly_among_unroutable_ones() {
-    let mut sink = sink("judged").await;
+    let Some(mut sink) = sink("judged").await else { return };
     let queue = bind(&sink, "bound", FieldTable::default()).await;
     let is_bound = |number: u64| fastrand::Rng::with_seed(number).bool();
     for batch in 0..20 {
@@ -108,7 +111,7 @@ async fn every_event_is_judged_rightly_among_unroutable_ones() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs brokers: run tests/run.sh"]
 async fn a_deleted_exchange_is_declared_again_and_nothing_counts_as_delivered_meanwhile() {
-    let mut sink = sink("deleted").await;
+    let Some(mut sink) = sink("deleted").await else { return };
     delete_exchange(&sink).await;
     let events: Vec<_> = (0..512).map(|number| event(number, "group")).collect();
     let verdicts = sink.deliver(&events).await;
@@ -123,7 +126,7 @@ async fn a_deleted_exchange_is_declared_again_and_nothing_counts_as_delivered_me
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs brokers: run tests/run.sh"]
 async fn what_a_full_queue_rejects_keeps_its_place_in_the_line() {
-    let mut sink = sink("full").await;
+    let Some(mut sink) = sink("full").await else { return };
     let mut arguments = FieldTable::default();
     arguments.insert("x-max-length".into(), AMQPValue::LongInt(10));
     arguments.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
