@@ -93,7 +93,7 @@ fn load(files: &TlsFiles) -> anyhow::Result<ServerConfig> {
     Ok(config)
 }
 
-fn certificates(path: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
+pub(crate) fn certificates(path: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
     let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
     let certificates = read
         .map_err(|error| anyhow::anyhow!("{error}"))

@@ -3,26 +3,26 @@
 //! bridge, so it tries other receivers just as well.
 //!
 //! This file holds the command line and its checks; [`callback`] makes what is sent, [`load`]
-//! decides when ([`pacer`]), [`connection`] carries it, [`answer`] reads what comes back, and
-//! [`report`] sums it up.
+//! decides when, [`connection`] carries it, and [`report`] counts what comes back.
 
-mod answer;
 mod callback;
 mod connection;
 mod load;
-mod pacer;
 mod report;
 
+use std::cell::RefCell;
 use std::io::{IsTerminal as _, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, ensure};
+use hyper::header::HeaderValue;
+use hyper::http::uri::Authority;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::config::value::secret_file;
-use callback::{Bodies, Custom, Fields, Signer, Target};
+use callback::{Bodies, Fields, Signer};
 use connection::Dialer;
 use load::Load;
 
@@ -99,41 +99,8 @@ pub struct Args {
           value_parser = humantime::parse_duration)]
     timeout: Duration,
 
-    /// The callback command, in the URL and in the body
-    #[arg(long, default_value = "Group.CallbackAfterCreateTopic")]
-    command: String,
-
-    /// The topic's group [default: one for the whole run]
-    #[arg(long, value_name = "ID")]
-    group_id: Option<String>,
-
-    /// The topic's id; given, every callback is about the same topic [default: a new one for each]
-    #[arg(long, value_name = "ID")]
-    topic_id: Option<String>,
-
-    /// The topic's name
-    #[arg(long, default_value = "MyFirstTopic")]
-    name: String,
-
-    /// Who created the topic
-    #[arg(long, value_name = "USER", default_value = "group_root")]
-    operator: String,
-
-    /// Who owns the group
-    #[arg(long, value_name = "USER", default_value = "leckie")]
-    owner: String,
-
-    /// The group's type
-    #[arg(long = "type", value_name = "TYPE", default_value = "Community")]
-    group_type: String,
-
-    /// A custom field; may be repeated, also with the same key
-    #[arg(long, value_name = "KEY=VALUE", value_parser = callback::parse_custom)]
-    custom: Vec<Custom>,
-
-    /// When it happened, in milliseconds since 1970 [default: not said, as the platform does]
-    #[arg(long, value_name = "MILLISECONDS")]
-    event_time: Option<u64>,
+    #[command(flatten)]
+    fields: Fields,
 
     /// The address of the user's client
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
@@ -145,7 +112,7 @@ pub struct Args {
 
     /// Send this file as the body, byte for byte; - reads the standard input
     #[arg(long, value_name = "FILE", conflicts_with_all = [
-        "group_id", "topic_id", "name", "operator", "owner", "group_type", "custom", "event_time",
+        "group_id", "topic_id", "operator", "owner", "group_type", "name", "custom", "event_time",
     ])]
     body_file: Option<PathBuf>,
 
@@ -183,66 +150,37 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 /// Checks the arguments together and reads the files they name.
 fn plan(args: Args) -> anyhow::Result<Load> {
     ensure!(!args.timeout.is_zero(), "--timeout is 0, nothing can be answered in that time");
-    let token = match (&args.token, &args.token_file) {
-        (Some(token), _) => Some(token.clone()),
-        (None, Some(path)) => {
-            Some(secret_file(path).map_err(anyhow::Error::msg).context("--token-file")?)
-        }
-        (None, None) => None,
-    };
-    if token.as_deref() == Some("") {
-        bail!("the token is empty; leave it out to send unsigned");
-    }
+    let file = args.token_file.as_deref().map(secret_file).transpose();
+    let token = args.token.or(file.map_err(anyhow::Error::msg).context("--token-file")?);
+    ensure!(token.as_deref() != Some(""), "the token is empty; leave it out to send unsigned");
     let url = args.to.as_deref().or(args.url.as_deref()).unwrap_or(DEFAULT_URL);
-    let target = Target::parse(url)?;
+    let receiver = callback::receiver(url)?;
     let query = [
         ("SdkAppid", args.sdk_app_id.to_string()),
-        ("CallbackCommand", args.command.clone()),
+        ("CallbackCommand", args.fields.callback_command.clone()),
         ("contenttype", "json".to_owned()),
-        ("ClientIP", args.client_ip.clone()),
-        ("OptPlatform", args.platform.clone()),
+        ("ClientIP", args.client_ip),
+        ("OptPlatform", args.platform),
     ];
-    let signer = Signer::new(&target, &query, token, args.request_time.clone())?;
-    let dialer = Dialer::new(&target, args.ca_file.as_deref())?;
-    let concurrency = args.concurrency as usize;
     // Where the limit cannot be raised the connections that find no descriptor are reported refused.
     let _ = rlimit::increase_nofile_limit(u64::from(args.concurrency) + 64);
     let count = args.count.or(if args.duration.is_some() { None } else { Some(1) });
     Ok(Load {
-        progress: progress(count, args.duration),
+        progress: progress(count),
         count,
         duration: args.duration,
         rate: args.rate,
-        concurrency,
-        timeout: args.timeout,
+        concurrency: args.concurrency as usize,
         print_answers: args.answers,
-        host: target.host_header,
-        dialer,
-        signer,
-        bodies: bodies(args)?,
+        timeout: args.timeout,
+        host: HeaderValue::from_str(receiver.authority().map_or("", Authority::as_str))?,
+        dialer: Dialer::new(&receiver, args.ca_file.as_deref())?,
+        signer: RefCell::new(Signer::new(&receiver, &query, token, args.request_time)?),
+        bodies: match args.body_file {
+            Some(path) => Bodies::verbatim(read_body(&path)?),
+            None => Bodies::new(args.fields),
+        },
     })
-}
-
-fn bodies(args: Args) -> anyhow::Result<Bodies> {
-    if let Some(path) = &args.body_file {
-        return Ok(Bodies::verbatim(read_body(path)?));
-    }
-    let run = format!("{:012x}", fastrand::u64(..1 << 48));
-    let group_id = args.group_id.unwrap_or_else(|| format!("@TGS#_@TGS#c{run}"));
-    let numbered = args.topic_id.is_none();
-    let topic_id = args.topic_id.unwrap_or_else(|| format!("@TGS#_@TGS#c{run}@TOPIC#_@TOPIC#c"));
-    let fields = Fields {
-        callback_command: args.command,
-        group_id,
-        topic_id,
-        operator_account: args.operator,
-        owner_account: args.owner,
-        group_type: args.group_type,
-        name: args.name,
-        user_defined_data_list: args.custom,
-        event_time: args.event_time,
-    };
-    Ok(if numbered { Bodies::numbered(&fields) } else { Bodies::same(&fields) })
 }
 
 fn read_body(path: &Path) -> anyhow::Result<Vec<u8>> {
@@ -262,20 +200,18 @@ fn parse_rate(text: &str) -> Result<f64, String> {
     }
 }
 
-/// A bar for whoever watches: over the callbacks when their number is known, else over the time.
-fn progress(count: Option<u64>, duration: Option<Duration>) -> Option<ProgressBar> {
+/// For whoever watches: a bar where the number of callbacks is known, else the number so far.
+fn progress(count: Option<u64>) -> ProgressBar {
     if count == Some(1) || !std::io::stderr().is_terminal() {
-        return None;
+        return ProgressBar::hidden();
     }
-    let (length, template) = match (count, duration) {
-        (Some(count), _) => (count, "{bar:40} {human_pos}/{human_len} {per_sec} {eta} left"),
-        (None, Some(duration)) => {
-            (u64::try_from(duration.as_millis()).unwrap_or(u64::MAX), "{bar:40} {elapsed} {msg}")
+    let (bar, template) = match count {
+        Some(count) => {
+            (ProgressBar::new(count), "{bar:40} {human_pos}/{human_len} {per_sec} {eta} left")
         }
-        (None, None) => return None,
+        None => (ProgressBar::new_spinner(), "{spinner} {elapsed} {human_pos} callbacks {per_sec}"),
     };
-    let style = ProgressStyle::with_template(template).expect("both templates are constants");
-    Some(ProgressBar::new(length).with_style(style))
+    bar.with_style(ProgressStyle::with_template(template).expect("both templates are constants"))
 }
 
 #[cfg(test)]

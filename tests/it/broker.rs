@@ -1,42 +1,20 @@
-//! The brokers that `tests/run.sh` starts: where they are, what of theirs a test uses for itself, and
-//! how they are stopped and frozen. A test that does either has the broker alone meanwhile.
+//! The brokers that `servers` starts: what of theirs a test uses for itself, and how they are stopped and
+//! frozen. A test that does either has the broker alone meanwhile.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use serde_json::Value;
 
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) enum Kind {
-    Kafka,
-    Rabbitmq,
-    Nats,
-}
+use crate::servers::{self, Broker, installed, setting};
 
-impl Kind {
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Kind::Kafka => "kafka",
-            Kind::Rabbitmq => "rabbitmq",
-            Kind::Nats => "nats",
-        }
-    }
+pub(crate) use crate::servers::{Kind, Verb, Way};
 
-    /// Whether a second server of this kind can be started beside the first.
-    pub(crate) fn has_second(self) -> bool {
-        let has = std::env::var("BRIDGE_TEST_KAFKA_2").is_ok() && self == Kind::Kafka;
-        if !has {
-            eprintln!("SKIPPED: there is no second {} here", self.name());
-        }
-        has
-    }
-
-    fn lock(self) -> &'static RwLock<()> {
-        static LOCKS: [RwLock<()>; 3] = [RwLock::new(()), RwLock::new(()), RwLock::new(())];
-        &LOCKS[self as usize]
-    }
+fn lock(kind: Kind) -> &'static RwLock<()> {
+    static LOCKS: [RwLock<()>; 3] = [RwLock::new(()), RwLock::new(()), RwLock::new(())];
+    &LOCKS[kind as usize]
 }
 
 /// The broker as many tests use it at once.
@@ -54,62 +32,43 @@ pub(crate) struct Alone {
 /// Nothing where the run is told to leave this broker out.
 pub(crate) fn shared(kind: Kind) -> Option<Shared> {
     let target = Target::new(kind)?;
-    let guard = kind.lock().read().unwrap_or_else(PoisonError::into_inner);
+    let guard = lock(kind).read().unwrap_or_else(PoisonError::into_inner);
     Some(Shared { target, _guard: guard })
 }
 
 /// Nothing where the run is told to leave this broker out.
 pub(crate) fn alone(kind: Kind) -> Option<Alone> {
     let target = Target::new(kind)?;
-    let guard = kind.lock().write().unwrap_or_else(PoisonError::into_inner);
+    let guard = lock(kind).write().unwrap_or_else(PoisonError::into_inner);
     Some(Alone { target, _guard: guard })
 }
 
 impl Alone {
-    /// `stop`, `kill`, `start`, `pause`, `resume`; for RabbitMQ also `ctl …`.
-    pub(crate) fn control(&self, verb: &[&str]) -> String {
-        control(self.target.kind.name(), verb)
-    }
-
-    /// The same for a second server of the cluster.
-    pub(crate) fn control_second(&self, verb: &str) {
-        control(&format!("{}-2", self.target.kind.name()), &[verb]);
+    pub(crate) fn tell(&self, verb: Verb) {
+        self.target.broker.tell(verb).unwrap();
     }
 }
 
 impl Drop for Alone {
     fn drop(&mut self) {
-        for verb in ["resume", "start"] {
-            let _ =
-                Command::new(variable("CONTROL")).args([self.target.kind.name(), verb]).output();
+        for verb in [Verb::Resume, Verb::Start] {
+            let _ = self.target.broker.tell(verb);
         }
     }
 }
 
-fn control(server: &str, verb: &[&str]) -> String {
-    let output = Command::new(variable("CONTROL")).arg(server).args(verb).output().unwrap();
-    let error = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{server} {verb:?}: {error}");
-    String::from_utf8(output.stdout).unwrap()
-}
-
-/// `rabbitmqctl`, for what does not disturb other tests.
-pub(crate) fn rabbitmqctl(arguments: &[&str]) -> String {
-    control(Kind::Rabbitmq.name(), &[&["ctl"], arguments].concat())
-}
-
-pub(crate) fn variable(name: &str) -> String {
-    let name = format!("BRIDGE_TEST_{name}");
-    std::env::var(&name).unwrap_or_else(|_| panic!("{name} is not set: run this with tests/run.sh"))
-}
-
-pub(crate) fn certificate(name: &str) -> String {
-    PathBuf::from(variable("CERTS")).join(name).to_str().unwrap().to_owned()
+/// A Python with the clients of `tests/brokers/requirements.txt`.
+pub(crate) fn python() -> String {
+    match setting("PYTHON") {
+        none if none.is_empty() => installed("python/bin/python").to_str().unwrap().to_owned(),
+        python => python,
+    }
 }
 
 /// A topic, queue and exchange, or stream of a test's own.
 #[derive(Clone)]
 pub(crate) struct Target {
+    pub(crate) broker: &'static Broker,
     pub(crate) kind: Kind,
     pub(crate) name: String,
     pub(crate) address: String,
@@ -137,15 +96,25 @@ impl Message {
 impl Target {
     fn new(kind: Kind) -> Option<Self> {
         static NUMBER: AtomicUsize = AtomicUsize::new(0);
-        let without = std::env::var("BRIDGE_TEST_WITHOUT").unwrap_or_default();
-        if without.split_whitespace().any(|name| name == kind.name()) {
-            eprintln!("SKIPPED: this run is without {}", kind.name());
-            return None;
-        }
-        let address = variable(&kind.name().to_uppercase());
+        let broker = servers::shared(kind)?;
+        let address = broker.address(Way::Plain).to_owned();
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let name = format!("test-{}-{number}", std::process::id());
-        Some(Target { kind, name, address })
+        Some(Target { broker, kind, name, address })
+    }
+
+    /// The same for who connects in another way.
+    pub(crate) fn by(&self, way: Way) -> Self {
+        Target { address: self.broker.address(way).to_owned(), ..self.clone() }
+    }
+
+    pub(crate) fn certificate(&self, name: &str) -> String {
+        self.broker.certificate(name).to_str().unwrap().to_owned()
+    }
+
+    /// Other tests must not be disturbed by it, unless this one has the broker alone.
+    pub(crate) fn rabbitmqctl(&self, arguments: &[&str]) -> String {
+        self.broker.rabbitmqctl(arguments).unwrap()
     }
 
     /// The settings of a bridge that publishes there.
@@ -176,7 +145,7 @@ impl Target {
 
     fn script(&self, script: &str, argument: &str) -> String {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/brokers").join(script);
-        let output = Command::new(variable("PYTHON"))
+        let output = Command::new(python())
             .arg(script)
             .args([self.kind.name(), &self.address, &self.name, argument])
             .output()

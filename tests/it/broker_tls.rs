@@ -2,11 +2,9 @@
 //! certificates that are refused. A refusal is degraded, said by its kind, and shows no secret.
 
 use crate::bridge::{Bridge, eventually};
-use crate::broker::{self, Kind, Target, certificate, variable};
+use crate::broker::{self, Kind, Target, Way};
 use crate::brokers::{becomes, call, is_delivered, start};
-
-const USER: &str = "bridge";
-const PASSWORD: &str = "bridge-secret";
+use crate::servers::{PASSWORD, USER};
 
 /// A bridge with these settings delivers.
 fn works(target: &Target, settings: &[(&str, &str)]) {
@@ -42,12 +40,12 @@ fn merge<'a>(base: &[(&'a str, &'a str)], more: &[(&'a str, &'a str)]) -> Vec<(&
 #[ignore = "needs brokers: run tests/run.sh"]
 fn kafka() {
     let Some(broker) = broker::shared(Kind::Kafka) else { return };
-    let (ca, other_ca) = (certificate("ca.pem"), certificate("other-ca.pem"));
+    let (ca, other_ca) =
+        (broker.target.certificate("ca.pem"), broker.target.certificate("other-ca.pem"));
     let password = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(password.path(), format!("{PASSWORD}\n")).unwrap();
-    let mut target = broker.target.clone();
 
-    target.address = variable("KAFKA_SASL");
+    let target = broker.target.by(Way::Sasl);
     let sasl = [
         ("kafka.properties.security.protocol", "SASL_SSL"),
         ("kafka.properties.sasl.mechanism", "SCRAM-SHA-512"),
@@ -62,15 +60,17 @@ fn kafka() {
     let untrusted = merge(&merge(&sasl, &untrusted), &from_file);
     fails(&target, &untrusted, "unreachable");
 
-    target.address = variable("KAFKA_MTLS");
+    let target = broker.target.by(Way::Mtls);
     let ssl = [("kafka.properties.security.protocol", "SSL"), trusted[0]];
-    let (cert, key) = (certificate("client.pem"), certificate("client.key"));
+    let (cert, key) =
+        (broker.target.certificate("client.pem"), broker.target.certificate("client.key"));
     let identity = [
         ("kafka.properties.ssl.certificate.location", cert.as_str()),
         ("kafka.properties.ssl.key.location", key.as_str()),
     ];
     works(&target, &merge(&ssl, &identity));
-    let (cert, key) = (certificate("rogue.pem"), certificate("rogue.key"));
+    let (cert, key) =
+        (broker.target.certificate("rogue.pem"), broker.target.certificate("rogue.key"));
     let rogue = [
         ("kafka.properties.ssl.certificate.location", cert.as_str()),
         ("kafka.properties.ssl.key.location", key.as_str()),
@@ -82,16 +82,18 @@ fn kafka() {
 #[ignore = "needs brokers: run tests/run.sh"]
 fn rabbitmq() {
     let Some(broker) = broker::shared(Kind::Rabbitmq) else { return };
-    let (ca, other_ca) = (certificate("ca.pem"), certificate("other-ca.pem"));
-    let mut target = broker.target.clone();
-    target.address = variable("RABBITMQ_TLS");
+    let (ca, other_ca) =
+        (broker.target.certificate("ca.pem"), broker.target.certificate("other-ca.pem"));
+    let target = broker.target.by(Way::Tls);
     let trusted = [("rabbitmq.tls.ca_file", ca.as_str())];
     works(&target, &trusted);
     fails(&target, &[("rabbitmq.tls.ca_file", &other_ca)], "unreachable");
     fails(&target, &merge(&trusted, &[("rabbitmq.password", "wr0ng")]), "credentials");
     for (name, is_good) in [("client", true), ("rogue", false)] {
-        let (cert, key) =
-            (certificate(&format!("{name}.pem")), certificate(&format!("{name}.key")));
+        let (cert, key) = (
+            broker.target.certificate(&format!("{name}.pem")),
+            broker.target.certificate(&format!("{name}.key")),
+        );
         let identity =
             [("rabbitmq.tls.cert_file", cert.as_str()), ("rabbitmq.tls.key_file", key.as_str())];
         if is_good {
@@ -106,12 +108,12 @@ fn rabbitmq() {
 #[ignore = "needs brokers: run tests/run.sh"]
 fn nats() {
     let Some(broker) = broker::shared(Kind::Nats) else { return };
-    let (ca, other_ca) = (certificate("ca.pem"), certificate("other-ca.pem"));
+    let (ca, other_ca) =
+        (broker.target.certificate("ca.pem"), broker.target.certificate("other-ca.pem"));
     let password = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(password.path(), format!("{PASSWORD}\n")).unwrap();
-    let mut target = broker.target.clone();
 
-    target.address = variable("NATS_TLS");
+    let target = broker.target.by(Way::Tls);
     let trusted = [("nats.tls.ca_file", ca.as_str())];
     let user = [("nats.username", USER)];
     let from_file = [("nats.password_file", password.path().to_str().unwrap())];
@@ -122,10 +124,12 @@ fn nats() {
     let untrusted = [("nats.tls.ca_file", other_ca.as_str())];
     fails(&target, &merge(&merge(&untrusted, &user), &from_file), "unreachable");
 
-    target.address = variable("NATS_MTLS");
+    let target = broker.target.by(Way::Mtls);
     for (name, is_good) in [("client", true), ("rogue", false)] {
-        let (cert, key) =
-            (certificate(&format!("{name}.pem")), certificate(&format!("{name}.key")));
+        let (cert, key) = (
+            broker.target.certificate(&format!("{name}.pem")),
+            broker.target.certificate(&format!("{name}.key")),
+        );
         let identity = [("nats.tls.cert_file", cert.as_str()), ("nats.tls.key_file", key.as_str())];
         if is_good {
             works(&target, &merge(&trusted, &identity));

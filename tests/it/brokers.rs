@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 pub(crate) use crate::bridge::is_delivered;
 use crate::bridge::{self, APP, Bridge, SAMPLE, TOPIC_CREATED, eventually, program, run};
-use crate::broker::{self, Alone, Kind, Message, Target};
+use crate::broker::{self, Alone, Kind, Message, Target, Verb};
 use crate::http;
 
 macro_rules! against_each_broker {
@@ -328,30 +328,30 @@ mod checks {
 
     pub(super) fn callbacks_go_on_while_the_broker_is_stopped(kind: Kind) {
         let Some(broker) = broker::alone(kind) else { return };
-        outage(&broker, "stop", "start");
+        outage(&broker, Verb::Stop, Verb::Start);
     }
 
     pub(super) fn callbacks_go_on_while_the_broker_is_frozen(kind: Kind) {
         let Some(broker) = broker::alone(kind) else { return };
-        outage(&broker, "pause", "resume");
+        outage(&broker, Verb::Freeze, Verb::Resume);
     }
 
     pub(super) fn callbacks_go_on_while_the_broker_is_killed_and_started_again(kind: Kind) {
         let Some(broker) = broker::alone(kind) else { return };
-        outage(&broker, "kill", "start");
+        outage(&broker, Verb::Kill, Verb::Start);
     }
 
     /// Before, during and after an outage, callbacks are answered OK, and all of them arrive.
-    fn outage(broker: &Alone, down: &str, up: &str) {
+    fn outage(broker: &Alone, down: Verb, up: Verb) {
         let bridge = start(&broker.target, &[]);
         becomes(&bridge, "ready");
-        if down == "kill" {
+        if let Verb::Kill = down {
             prepare_for_a_kill(broker, &bridge);
         }
         let mut topics = call_many(&bridge, "before", 20);
         is_delivered(&bridge);
         let calls = Calls::start(&bridge, "during");
-        broker.control(&[down]);
+        broker.tell(down);
         becomes(&bridge, "degraded");
         let (status, readiness) = bridge.readiness();
         assert_eq!((status, &readiness["status"]), (200, &json!("degraded")));
@@ -359,7 +359,7 @@ mod checks {
         let sink_up = format!("topic_bridge_sink_up{{sink={:?}}}", broker.target.kind.name());
         assert_eq!(bridge.metric(&sink_up), 0.0);
         topics.extend(call_many(&bridge, "while it is down", 20));
-        broker.control(&[up]);
+        broker.tell(up);
         becomes(&bridge, "ready");
         topics.extend(calls.stop());
         topics.extend(call_many(&bridge, "after", 20));
@@ -380,8 +380,8 @@ mod checks {
     /// before, it comes back with a queue that has no leader and confirms nothing.
     fn prepare_for_a_kill(broker: &Alone, bridge: &Bridge) {
         if broker.target.kind == Kind::Rabbitmq {
-            broker.control(&["stop"]);
-            broker.control(&["start"]);
+            broker.tell(Verb::Stop);
+            broker.tell(Verb::Start);
             becomes(bridge, "ready");
         }
     }
@@ -394,14 +394,14 @@ mod checks {
         prepare_for_a_kill(&broker, &bridge);
         let mut topics = call_many(&bridge, "before", 5);
         is_delivered(&bridge);
-        broker.control(&["pause"]);
+        broker.tell(Verb::Freeze);
         topics.extend(call_many(&bridge, "unconfirmed", 20));
         // For the first of them to be handed over, which nothing tells. Later would be no failure, but
         // would show less.
         thread::sleep(Duration::from_millis(300));
         assert_eq!(bridge.metric("topic_bridge_outbox_pending"), 20.0);
-        broker.control(&["kill"]);
-        broker.control(&["start"]);
+        broker.tell(Verb::Kill);
+        broker.tell(Verb::Start);
         is_delivered(&bridge);
         let messages = broker.target.read(topics.len());
         assert_eq!(topic_ids(&messages), topics.into_iter().collect());
@@ -410,11 +410,11 @@ mod checks {
 
     pub(super) fn a_bridge_starts_while_the_broker_is_away(kind: Kind) {
         let Some(broker) = broker::alone(kind) else { return };
-        broker.control(&["stop"]);
+        broker.tell(Verb::Stop);
         let bridge = start(&broker.target, &[]);
         becomes(&bridge, "degraded");
         let topics = call_many(&bridge, "early", 20);
-        broker.control(&["start"]);
+        broker.tell(Verb::Start);
         becomes(&bridge, "ready");
         is_delivered(&bridge);
         assert_eq!(topic_ids(&broker.target.read(20)), topics.into_iter().collect());
@@ -424,9 +424,9 @@ mod checks {
         let Some(broker) = broker::alone(kind) else { return };
         let bridge = start(&broker.target, &[]);
         becomes(&bridge, "ready");
-        broker.control(&["stop"]);
+        broker.tell(Verb::Stop);
         becomes(&bridge, "degraded");
-        broker.control(&["start"]);
+        broker.tell(Verb::Start);
         becomes(&bridge, "ready");
         call(&bridge, "the first");
         is_delivered(&bridge);

@@ -90,7 +90,7 @@ impl Program {
             }
             Language::Python => {
                 let script = format!("{examples}/python/consume_{name}.py");
-                Some(Program(vec![broker::variable("PYTHON"), "-B".into(), script]))
+                Some(Program(vec![broker::python(), "-B".into(), script]))
             }
             Language::Go => {
                 let go = || {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::bridge::{Bridge, TOPIC_CREATED, body, eventually, is_delivered, signed};
-use crate::broker::{self, Kind};
+use crate::broker::{self, Kind, Verb};
 use crate::brokers::topic_ids;
 use crate::http::{Connection, Reply};
 use crate::preload::faulty_disk;
@@ -169,7 +169,7 @@ fn a_bridge_that_starts_on_a_full_disk_is_not_ready_before_a_callback_is_refused
 #[ignore = "needs brokers: run tests/run.sh"]
 fn on_a_full_disk_the_backlog_is_delivered_and_makes_room_by_itself() {
     let Some(broker) = broker::alone(Kind::Nats) else { return };
-    broker.control(&["stop"]);
+    broker.tell(Verb::Stop);
     let folder = tempfile::tempdir().unwrap();
     let disk = SmallDisk::mount(&folder.path().join("disk"), "8m");
     let outbox = disk.0.join("outbox.db");
@@ -181,7 +181,7 @@ fn on_a_full_disk_the_backlog_is_delivered_and_makes_room_by_itself() {
     assert!(answered.len() > 200, "only {} fit", answered.len());
     check_refusal(&bridge, &refusal, "the disk is full", "the disk is full");
 
-    broker.control(&["start"]);
+    broker.tell(Verb::Start);
     is_delivered(&bridge);
     resumes(&bridge);
     answered.push("resumed".into());

@@ -13,6 +13,9 @@ mod http;
 mod outbox_file;
 mod preload;
 mod proxy;
+#[path = "../servers/mod.rs"]
+#[expect(dead_code, reason = "some of it is for the benchmark only")]
+mod servers;
 
 mod broker_tls;
 mod brokers;

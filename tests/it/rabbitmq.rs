@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 
 use crate::bridge::{Bridge, body, eventually, now, signed_by};
-use crate::broker::{self, Kind, rabbitmqctl};
+use crate::broker::{self, Kind};
 use crate::brokers::{Calls, becomes, call_many, is_delivered, start, topic_ids};
 use crate::http::Connection;
 use crate::outbox_file::list;
@@ -109,13 +109,13 @@ fn a_memory_alarm_holds_the_line_up_and_is_told() {
     becomes(&bridge, "ready");
     let mut topics = call_many(&bridge, "before", 5);
     is_delivered(&bridge);
-    broker.control(&["ctl", "set_vm_memory_high_watermark", "absolute", "1"]);
+    broker.target.rabbitmqctl(&["set_vm_memory_high_watermark", "absolute", "1"]);
     topics.extend(call_many(&bridge, "blocked", 20));
     becomes(&bridge, "degraded");
     says(&bridge, "blocked");
     let reason = bridge.readiness().1["sink"]["reason"].to_string();
     assert!(reason.contains("memory"), "{reason}");
-    broker.control(&["ctl", "set_vm_memory_high_watermark", "0.4"]);
+    broker.target.rabbitmqctl(&["set_vm_memory_high_watermark", "0.4"]);
     becomes(&bridge, "ready");
     is_delivered(&bridge);
     assert_eq!(topic_ids(&broker.target.read(25)), topics.into_iter().collect());
@@ -145,8 +145,8 @@ fn a_user_who_may_not_write_is_told_so_and_recovers_when_he_may() {
     let Some(broker) = broker::shared(Kind::Rabbitmq) else { return };
     let user = broker.target.name.clone();
     broker.target.make(&json!({}));
-    rabbitmqctl(&["add_user", &user, "s3cret"]);
-    rabbitmqctl(&["set_permissions", &user, "^$", "^$", "^$"]);
+    broker.target.rabbitmqctl(&["add_user", &user, "s3cret"]);
+    broker.target.rabbitmqctl(&["set_permissions", &user, "^$", "^$", "^$"]);
     let credentials = [("rabbitmq.username", &*user), ("rabbitmq.password", "s3cret")];
     let settings = [credentials[0], credentials[1], ("rabbitmq.declare", "none")];
     let bridge = start(&broker.target, &settings);
@@ -154,11 +154,11 @@ fn a_user_who_may_not_write_is_told_so_and_recovers_when_he_may() {
     becomes(&bridge, "degraded");
     says(&bridge, "credentials");
     assert!(!bridge.log().contains("s3cret"));
-    rabbitmqctl(&["set_permissions", &user, "^$", ".*", "^$"]);
+    broker.target.rabbitmqctl(&["set_permissions", &user, "^$", ".*", "^$"]);
     is_delivered(&bridge);
     becomes(&bridge, "ready");
     assert_eq!(topic_ids(&broker.target.read(5)), topics.into_iter().collect());
-    rabbitmqctl(&["delete_user", &user]);
+    broker.target.rabbitmqctl(&["delete_user", &user]);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use serde_json::json;
 
 use crate::bridge::{Bridge, eventually};
-use crate::broker::{self, Kind, Message, Target, rabbitmqctl};
+use crate::broker::{self, Kind, Message, Target};
 use crate::brokers::{becomes, call_many, is_delivered, start};
 
 /// Waits for all of `topics` to arrive; the first of each in this order.
@@ -44,7 +44,7 @@ fn an_idle_bridge_makes_it_again(kind: Kind, is_back: impl Fn(&Bridge, &Target) 
 fn an_idle_bridge_makes_a_deleted_queue_again() {
     an_idle_bridge_makes_it_again(Kind::Rabbitmq, |_, target| {
         let bindings =
-            rabbitmqctl(&["list_bindings", "source_name", "destination_name", "--silent"]);
+            target.rabbitmqctl(&["list_bindings", "source_name", "destination_name", "--silent"]);
         let wanted = [target.name.as_str(); 2];
         bindings.lines().any(|binding| binding.split('\t').eq(wanted))
     });

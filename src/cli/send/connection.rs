@@ -1,86 +1,87 @@
 //! One keep-alive HTTP/1.1 connection of the platform: opened when a callback needs it, kept as long
-//! as the receiver keeps it, with one callback on it at a time.
+//! as the receiver keeps it, with one callback on it at a time. It stands on hyper's connections and
+//! not on hyper-util's pooling client, with which a callback costs nearly twice the instructions here.
 
+use std::error::Error;
 use std::path::Path;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::Poll;
+use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use bytes::Bytes;
-use http_body_util::{BodyExt as _, Full};
-use hyper::body::{Body as _, Incoming};
-use hyper::client::conn::http1;
-use hyper::{Request, Response, StatusCode};
+use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
+use hyper::body::Incoming;
+use hyper::client::conn::{TrySendError, http1};
+use hyper::{Request, Response, Uri};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
-use tokio_rustls::rustls::pki_types::pem::PemObject as _;
-use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
+use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore, crypto};
 
-use super::callback::Target;
+use super::report::FailureKind::{Closed, Garbled, Refused, Timeout};
+use super::report::{Failure, Outcome};
+use crate::tls::certificates;
 
 /// An answer is three short fields; whoever answers with more is not read to the end.
 const MAX_ANSWER_BYTES: usize = 64 * 1024;
 
-/// Why a callback has no answer, each with a text for the operator.
-#[derive(Debug)]
-pub(super) enum Failure {
-    /// It never got onto a connection: the receiver cannot have seen it.
-    Refused(String),
-    /// The connection ended after it was sent: the receiver may have taken it.
-    Closed(String),
-    /// Sent, and not answered in time: the receiver may have taken it.
-    Timeout(String),
-    /// Answered with something that is not HTTP, or far too long.
-    Garbled(String),
-}
-
 /// Opens connections to one receiver.
-#[derive(Clone)]
 pub(super) struct Dialer {
-    host: Arc<str>,
+    /// A name or an address, one of version 6 without its brackets.
+    host: String,
     port: u16,
     tls: Option<(TlsConnector, ServerName<'static>)>,
 }
 
 impl Dialer {
-    pub(super) fn new(target: &Target, ca_file: Option<&Path>) -> anyhow::Result<Self> {
-        ensure!(target.tls || ca_file.is_none(), "--ca-file is of use with an https URL only");
-        let tls = match target.tls {
-            true => Some((tls_connector(ca_file)?, ServerName::try_from(target.host.clone())?)),
+    pub(super) fn new(receiver: &Uri, ca_file: Option<&Path>) -> anyhow::Result<Self> {
+        let host = receiver.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
+        let is_https = receiver.scheme_str() == Some("https");
+        ensure!(is_https || ca_file.is_none(), "--ca-file is of use with an https URL only");
+        let tls = match is_https {
+            true => Some((tls(ca_file)?, ServerName::try_from(host.clone())?)),
             false => None,
         };
-        Ok(Self { host: target.host.as_str().into(), port: target.port, tls })
+        let port = receiver.port_u16().unwrap_or(if is_https { 443 } else { 80 });
+        Ok(Self { host, port, tls })
     }
 
-    async fn dial(&self) -> anyhow::Result<Connection> {
+    async fn dial(&self) -> anyhow::Result<Sender> {
         let stream = TcpStream::connect((&*self.host, self.port)).await?;
         stream.set_nodelay(true)?;
         match &self.tls {
-            None => Connection::over(stream).await,
+            None => handshake(stream).await,
             Some((connector, name)) => {
-                let stream = connector.connect(name.clone(), stream).await.context("TLS failed")?;
-                Connection::over(stream).await
+                handshake(connector.connect(name.clone(), stream).await.context("TLS failed")?)
+                    .await
             }
         }
     }
 }
 
-fn tls_connector(ca_file: Option<&Path>) -> anyhow::Result<TlsConnector> {
+type Sender = http1::SendRequest<Full<Bytes>>;
+
+async fn handshake(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+) -> anyhow::Result<Sender> {
+    // Head and body together are a few hundred bytes: copying them is cheaper than a vector.
+    let (sender, connection) =
+        http1::Builder::new().writev(false).handshake(TokioIo::new(stream)).await?;
+    // It ends with its sender, and its errors come out there.
+    tokio::spawn(connection);
+    Ok(sender)
+}
+
+fn tls(ca_file: Option<&Path>) -> anyhow::Result<TlsConnector> {
     let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
     if let Some(path) = ca_file {
-        let name = path.display();
-        let certificates = CertificateDer::pem_file_iter(path)
-            .with_context(|| format!("cannot read the certificates in {name}"))?;
-        let before = roots.len();
-        for certificate in certificates {
-            let certificate = certificate.with_context(|| format!("{name} is not PEM"))?;
+        for certificate in certificates(path)? {
+            let name = path.display();
             roots.add(certificate).with_context(|| format!("{name} holds no CA certificate"))?;
         }
-        ensure!(roots.len() > before, "{name} holds no certificate");
     }
     let provider = Arc::new(crypto::ring::default_provider());
     let mut config = ClientConfig::builder_with_provider(provider)
@@ -93,147 +94,71 @@ fn tls_connector(ca_file: Option<&Path>) -> anyhow::Result<TlsConnector> {
     Ok(TlsConnector::from(Arc::new(config)))
 }
 
-type Driver = Pin<Box<dyn Future<Output = hyper::Result<()>>>>;
-
-struct Connection {
-    sender: http1::SendRequest<Full<Bytes>>,
-    /// Does the reading and writing. It is polled beside each wait of its one user, not as a task of
-    /// its own: handing each callback from task to task and back costs a tenth of it.
-    driver: Option<Driver>,
+/// A place for one connection.
+pub(super) struct Line<'a> {
+    dialer: &'a Dialer,
+    timeout: Duration,
+    kept: Option<Sender>,
 }
 
-impl Connection {
-    async fn over(stream: impl AsyncRead + AsyncWrite + Unpin + 'static) -> anyhow::Result<Self> {
-        // Head and body together are a few hundred bytes: copying them is cheaper than a vector.
-        let (sender, driver) =
-            http1::Builder::new().writev(false).handshake(TokioIo::new(stream)).await?;
-        Ok(Self { sender, driver: Some(Box::pin(driver)) })
+impl<'a> Line<'a> {
+    pub(super) fn new(dialer: &'a Dialer, timeout: Duration) -> Self {
+        Self { dialer, timeout, kept: None }
     }
-}
 
-/// Waits for something that the connection brings about.
-async fn beside<T>(driver: &mut Option<Driver>, work: impl Future<Output = T>) -> T {
-    let mut work = std::pin::pin!(work);
-    std::future::poll_fn(|context| {
+    /// Sends one callback and reads its answer, on the connection there is or on a new one. Only an
+    /// answered callback leaves its connection behind: on another a late answer may come yet.
+    pub(super) async fn exchange(&mut self, mut request: Request<Full<Bytes>>) -> Outcome {
+        let deadline = Instant::now() + self.timeout;
+        let waited = || humantime::format_duration(self.timeout);
         loop {
-            if let Poll::Ready(output) = work.as_mut().poll(context) {
-                return Poll::Ready(output);
+            let mut kept = self.kept.take();
+            if let Some(sender) = &mut kept
+                && !matches!(timeout_at(deadline, sender.ready()).await, Ok(Ok(())))
+            {
+                kept = None;
             }
-            match driver.as_mut().map(|driver| driver.as_mut().poll(context)) {
-                Some(Poll::Pending) | None => return Poll::Pending,
-                // The end of the connection is told to the sender too; the error comes out there.
-                Some(Poll::Ready(_)) => *driver = None,
-            }
-        }
-    })
-    .await
-}
-
-/// A place for one connection, and what became of the last one.
-pub(super) struct Line {
-    dialer: Dialer,
-    connection: Option<Connection>,
-    /// Whether the callback under way may have been sent, for whoever stops waiting for it.
-    sent: bool,
-}
-
-impl Line {
-    pub(super) fn new(dialer: Dialer) -> Self {
-        Self { dialer, connection: None, sent: false }
-    }
-
-    /// Sends one callback and reads its answer, on the connection there is or on a new one.
-    pub(super) async fn exchange(
-        &mut self,
-        request: Request<Full<Bytes>>,
-    ) -> Result<(StatusCode, Bytes), Failure> {
-        let outcome = self.attempt(request).await;
-        if outcome.is_err() {
-            self.connection = None;
-        }
-        outcome
-    }
-
-    async fn attempt(
-        &mut self,
-        mut request: Request<Full<Bytes>>,
-    ) -> Result<(StatusCode, Bytes), Failure> {
-        self.sent = false;
-        loop {
-            let kept = self.connection.is_some();
-            let Connection { sender, driver } = self.usable().await?;
-            let mut error = match beside(driver, sender.try_send_request(request)).await {
-                Ok(response) => return beside(driver, read(response)).await,
-                Err(error) => error,
+            let was_kept = kept.is_some();
+            let mut sender = match kept {
+                Some(sender) => sender,
+                None => timeout_at(deadline, self.dialer.dial())
+                    .await
+                    .map_err(|_| Refused.because(format!("no connection in {}", waited())))?
+                    .map_err(|error| Refused.because(format!("no connection: {error:#}")))?,
             };
-            match error.take_message() {
-                // Not a byte of it was sent: the receiver had closed the kept connection meanwhile.
-                Some(unsent) if kept => {
-                    (self.sent, self.connection) = (false, None);
-                    request = unsent;
+            let exchange = async { Ok(read(sender.try_send_request(request).await?).await) };
+            match timeout_at(deadline, exchange).await {
+                Ok(Ok(outcome)) => {
+                    self.kept = outcome.is_ok().then_some(sender);
+                    return outcome;
                 }
-                Some(_) => return Err(Failure::Refused("closed before anything was sent".into())),
-                None => return Err(failure(&error.into_error())),
+                Ok(Err(error)) => match unsent(error)? {
+                    // Not a byte of it was sent: the receiver had closed the kept connection meanwhile.
+                    again if was_kept => request = again,
+                    _ => return Err(Refused.because("closed before anything was sent")),
+                },
+                Err(_) => return Err(Timeout.because(format!("no answer in {}", waited()))),
             }
         }
-    }
-
-    /// Gives up on the callback under way, and on its connection, where a late answer may come yet.
-    pub(super) fn give_up(&mut self, waited: std::time::Duration) -> Failure {
-        self.connection = None;
-        match self.sent {
-            true => {
-                Failure::Timeout(format!("no answer in {}", humantime::format_duration(waited)))
-            }
-            false => {
-                let waited = humantime::format_duration(waited);
-                Failure::Refused(format!("no connection in {waited}"))
-            }
-        }
-    }
-
-    /// The kept connection, or a new one where the receiver has closed that.
-    async fn usable(&mut self) -> Result<&mut Connection, Failure> {
-        if let Some(Connection { sender, driver }) = &mut self.connection
-            && beside(driver, sender.ready()).await.is_err()
-        {
-            self.connection = None;
-        }
-        if self.connection.is_none() {
-            // In a box, since it is large and rare, and would be moved about with each callback.
-            let dialed = Box::pin(self.dialer.dial()).await;
-            let refused = |error| Failure::Refused(format!("no connection: {error:#}"));
-            self.connection = Some(dialed.map_err(refused)?);
-        }
-        self.sent = true;
-        Ok(self.connection.as_mut().expect("dialed where there was none"))
     }
 }
 
-async fn read(response: Response<Incoming>) -> Result<(StatusCode, Bytes), Failure> {
-    let status = response.status();
-    let mut incoming = response.into_body();
-    let mut body = Bytes::new();
-    while !incoming.is_end_stream() {
-        let Some(frame) = incoming.frame().await else {
-            break;
-        };
-        let frame = frame.map_err(|error| failure(&error))?;
-        let Ok(data) = frame.into_data() else {
-            continue;
-        };
-        if body.len() + data.len() > MAX_ANSWER_BYTES {
-            return Err(Failure::Garbled(format!("an answer of over {MAX_ANSWER_BYTES} bytes")));
-        }
-        // Nearly always the first piece is all of it.
-        body = if body.is_empty() { data } else { [body, data].concat().into() };
-    }
-    Ok((status, body))
+async fn read(response: Response<Incoming>) -> Outcome {
+    let (head, body) = response.into_parts();
+    let body = Limited::new(body, MAX_ANSWER_BYTES).collect().await;
+    Ok((head.status, body.map_err(failure)?.to_bytes()))
 }
 
-fn failure(error: &hyper::Error) -> Failure {
+fn unsent(mut error: TrySendError<Request<Full<Bytes>>>) -> Result<Request<Full<Bytes>>, Failure> {
+    error.take_message().ok_or_else(|| failure(error.into_error().into()))
+}
+
+fn failure(error: Box<dyn Error + Send + Sync>) -> Failure {
+    if error.is::<LengthLimitError>() {
+        return Garbled.because(format!("an answer of over {MAX_ANSWER_BYTES} bytes"));
+    }
+    let http = error.downcast_ref::<hyper::Error>();
+    let kind = if http.is_some_and(hyper::Error::is_parse) { Garbled } else { Closed };
     // A hyper error leaves its cause out of its own text.
-    let cause = std::error::Error::source(error).map(|cause| format!(": {cause}"));
-    let text = format!("{error}{}", cause.unwrap_or_default());
-    if error.is_parse() { Failure::Garbled(text) } else { Failure::Closed(text) }
+    kind.because(format!("{:#}", anyhow::Error::from_boxed(error)))
 }

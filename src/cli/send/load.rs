@@ -1,4 +1,4 @@
-//! Decides when each callback goes out. Everything but the pacer runs on one thread, so that what is
+//! Decides when each callback goes out. Everything but the alarms runs on one thread, so that what is
 //! shared is a `Cell` and not a lock.
 //!
 //! Without a rate the loop is closed: each connection sends its next callback when the last one is
@@ -11,35 +11,31 @@
 
 use std::cell::{Cell, RefCell};
 use std::io::Write as _;
-use std::pin::Pin;
-use std::rc::Rc;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::task::Poll;
+use std::sync::mpsc;
+use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
+use bytes::Bytes;
+use futures_util::future::try_join_all;
 use http_body_util::Full;
-use hyper::Request;
 use hyper::header::{HOST, HeaderValue};
+use hyper::{Method, Request};
 use indicatif::ProgressBar;
-use tokio::runtime::{Builder, LocalOptions};
+use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
-use tokio::time::Sleep;
+use tokio::sync::{Notify, oneshot};
 
-use super::answer::Outcome;
 use super::callback::{Bodies, Signer};
-use super::connection::{Dialer, Failure, Line};
-use super::pacer::{FOREVER, Pacer, Schedule};
-use super::report::{Summary, Tally};
+use super::connection::{Dialer, Line};
+use super::report::{self, FailureKind, Outcome, Summary, Tally};
 
+/// A run without an end, for arithmetic that must not overflow.
+const FOREVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// A callback that goes out later than this after it was due counts as late.
 const LATE: Duration = Duration::from_millis(1);
 /// How long a connection rests after it was refused, unless a rate sets the pace.
 const REFUSED_PAUSE: Duration = Duration::from_millis(10);
-const PROGRESS_EVERY: Duration = Duration::from_millis(100);
 
 /// A checked order for a run.
 pub(super) struct Load {
@@ -48,132 +44,96 @@ pub(super) struct Load {
     /// Callbacks a second.
     pub(super) rate: Option<f64>,
     pub(super) concurrency: usize,
-    pub(super) timeout: Duration,
     pub(super) print_answers: bool,
+    pub(super) timeout: Duration,
     pub(super) host: HeaderValue,
     pub(super) dialer: Dialer,
-    pub(super) signer: Signer,
+    pub(super) signer: RefCell<Signer>,
     pub(super) bodies: Bodies,
-    pub(super) progress: Option<ProgressBar>,
+    pub(super) progress: ProgressBar,
 }
 
 impl Load {
     /// Sends until the count, the duration or an interrupt ends it. Blocks its thread.
     pub(super) fn run(self) -> anyhow::Result<Summary> {
-        let runtime = Builder::new_current_thread()
-            .enable_all()
-            .build_local(LocalOptions::default())
-            .context("cannot start a runtime to send from")?;
-        runtime.block_on(drive(self))
+        let runtime = Builder::new_current_thread().enable_all().build();
+        runtime.context("cannot start a runtime to send from")?.block_on(drive(self))
     }
 }
 
 async fn drive(load: Load) -> anyhow::Result<Summary> {
     let start = Instant::now();
-    let end = start + load.duration.unwrap_or(FOREVER).min(FOREVER);
-    let stop = Arc::new(AtomicBool::new(false));
-    let schedule = load.rate.map(|rate| Schedule { start, rate });
-    let pacer = match schedule {
-        Some(schedule) => Some(Pacer::start(schedule, end, load.count, load.concurrency, &stop)?),
-        None => None,
-    };
-    let run = Rc::new(Run {
-        end,
-        schedule,
-        count: load.count.unwrap_or(u64::MAX),
-        timeout: load.timeout,
-        print_answers: load.print_answers,
-        host: load.host,
-        bodies: load.bodies,
-        stop,
-        due: pacer.as_ref().map(|pacer| Arc::clone(&pacer.due)),
+    let duration = load.duration.unwrap_or(FOREVER).min(FOREVER);
+    let run = Run {
+        start,
+        end: start + duration,
+        alarms: alarms()?,
         next: Cell::new(0),
-        signer: RefCell::new(load.signer),
+        begun: Cell::new(0),
+        stopped: Cell::new(false),
+        stop: Notify::new(),
         tally: RefCell::new(Tally::default()),
-        broken_output: RefCell::new(None),
-    });
-    let mut workers = JoinSet::new();
-    for _ in 0..load.concurrency {
-        workers.spawn_local(work(Rc::clone(&run), Line::new(load.dialer.clone())));
+        load,
+    };
+    let workers = try_join_all((0..run.load.concurrency).map(|_| run.work()));
+    tokio::select! {
+        biased;
+        done = workers => drop(done?),
+        interrupted = run.interrupted() => interrupted?,
     }
-    watch(&run, &mut workers, pacer.as_ref(), load.progress.as_ref(), start).await?;
-    workers.shutdown().await;
     let elapsed = start.elapsed();
-    if let Some(pacer) = pacer {
-        pacer.stop(&run.stop);
-    }
-    if let Some(bar) = load.progress {
-        bar.finish_and_clear();
-    }
-    if let Some(error) = run.broken_output.take() {
-        return Err(error).context("cannot write the answers to stdout");
-    }
+    run.load.progress.finish_and_clear();
     // A callback that was due in a run that is over, and for which no connection was free.
-    let due = schedule.map_or(0, |schedule| schedule.due_by(elapsed.min(end - start)));
-    let unsent = due.min(run.count).saturating_sub(run.next.get());
-    Ok(run.tally.take().summary(load.rate, elapsed, run.next.get(), unsent))
+    let due = run.load.rate.map_or(0, |rate| due_by(rate, elapsed.min(duration)));
+    let begun = run.begun.get();
+    let unsent = due.min(run.load.count.unwrap_or(u64::MAX)).saturating_sub(begun);
+    Ok(run.tally.into_inner().summary(run.load.rate, elapsed, begun, unsent))
 }
 
-/// Waits for the workers, and meanwhile moves the progress bar and listens for interrupts: the first
-/// one lets the callbacks under way be answered, the second does not.
-async fn watch(
-    run: &Run,
-    workers: &mut JoinSet<()>,
-    pacer: Option<&Pacer>,
-    progress: Option<&ProgressBar>,
-    start: Instant,
-) -> anyhow::Result<()> {
-    let mut ticks = tokio::time::interval(PROGRESS_EVERY);
-    let mut interrupts =
-        signal(SignalKind::interrupt()).context("cannot listen for an interrupt")?;
-    loop {
-        tokio::select! {
-            finished = workers.join_next() => match finished {
-                Some(result) => result.context("a worker panicked")?,
-                None => return Ok(()),
-            },
-            _ = interrupts.recv() => {
-                if run.stop.swap(true, Relaxed) {
-                    return Ok(());
-                }
-                if let Some(pacer) = pacer {
-                    pacer.wake();
-                }
-            }
-            _ = ticks.tick(), if progress.is_some() => {
-                if let Some(bar) = progress {
-                    show(bar, run, start.elapsed());
-                }
-            }
+/// When a callback is due after the start, at so many a second.
+fn due_after(rate: f64, number: u64) -> Duration {
+    // Exact to a microsecond for 2^53 callbacks; a run of over ten years is cut to that.
+    Duration::from_secs_f64((number as f64 / rate).min(FOREVER.as_secs_f64()))
+}
+
+/// How many callbacks are due in the first part of a run.
+fn due_by(rate: f64, elapsed: Duration) -> u64 {
+    (elapsed.as_secs_f64() * rate).ceil() as u64
+}
+
+/// Whom to wake, and when.
+type Alarm = (Instant, oneshot::Sender<()>);
+
+/// Takes alarms in the order of their times. It is a thread because tokio's timer goes by
+/// milliseconds, while a thread is woken within some 60 µs, without spinning on a core that the
+/// receiver may need.
+fn alarms() -> anyhow::Result<mpsc::Sender<Alarm>> {
+    let (sender, alarms) = mpsc::channel::<Alarm>();
+    let wake_all = move || {
+        for (due, wake) in alarms {
+            thread::sleep(due.saturating_duration_since(Instant::now()));
+            let _ = wake.send(()); // whoever does not wait any more was stopped
         }
-    }
-}
-
-fn show(bar: &ProgressBar, run: &Run, elapsed: Duration) {
-    if run.count == u64::MAX {
-        bar.set_position(u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX));
-        bar.set_message(format!("{} callbacks", run.next.get()));
-    } else {
-        bar.set_position(run.next.get());
-    }
+    };
+    let thread = thread::Builder::new().name("alarms".to_owned()).spawn(wake_all);
+    thread.context("cannot start the alarms' thread")?;
+    Ok(sender)
 }
 
 /// What the workers of a run share.
 struct Run {
+    load: Load,
+    start: Instant,
     end: Instant,
-    schedule: Option<Schedule>,
-    count: u64,
-    timeout: Duration,
-    print_answers: bool,
-    host: HeaderValue,
-    bodies: Bodies,
-    stop: Arc<AtomicBool>,
-    /// A permit for each callback that is due and not taken.
-    due: Option<Arc<Semaphore>>,
+    alarms: mpsc::Sender<Alarm>,
+    /// The next callback's number.
     next: Cell<u64>,
-    signer: RefCell<Signer>,
+    /// How many were sent, or were to be sent.
+    begun: Cell<u64>,
+    stopped: Cell<bool>,
+    /// Wakes those who wait for a callback to be due.
+    stop: Notify,
     tally: RefCell<Tally>,
-    broken_output: RefCell<Option<std::io::Error>>,
 }
 
 /// A callback to send now.
@@ -185,101 +145,93 @@ struct Turn {
 }
 
 impl Run {
-    /// Waits for the next callback that is due; `None` when the run is over.
-    async fn turn(&self) -> Option<Turn> {
-        let mut was_free = false;
-        if let Some(due) = &self.due {
-            was_free = match due.try_acquire() {
-                Ok(permit) => {
-                    permit.forget();
-                    false
-                }
-                Err(_) => {
-                    due.acquire().await.expect("the semaphore is never closed").forget();
-                    true
-                }
-            };
+    /// Returns at the second interrupt; the first lets the callbacks under way be answered.
+    async fn interrupted(&self) -> anyhow::Result<()> {
+        let mut interrupts =
+            signal(SignalKind::interrupt()).context("cannot listen for an interrupt")?;
+        interrupts.recv().await;
+        self.stopped.set(true);
+        self.stop.notify_waiters();
+        interrupts.recv().await;
+        Ok(())
+    }
+
+    /// Keeps one connection busy until the run is over.
+    async fn work(&self) -> anyhow::Result<()> {
+        let mut line = Line::new(&self.load.dialer, self.load.timeout);
+        while let Some(turn) = self.turn().await {
+            let outcome = line.exchange(self.request(turn.number)).await;
+            self.settle(&turn, &outcome)?;
+            // A receiver that is restarting is not to be hammered at the speed of the loopback.
+            let refused = outcome.is_err_and(|failure| failure.kind == FailureKind::Refused);
+            if refused && self.load.rate.is_none() {
+                tokio::time::sleep(REFUSED_PAUSE).await;
+            }
         }
-        let now = Instant::now();
-        let number = self.next.get();
-        if now >= self.end || number >= self.count || self.stop.load(Relaxed) {
+        Ok(())
+    }
+
+    /// Takes the next callback and waits until it is due; `None` when the run is over.
+    async fn turn(&self) -> Option<Turn> {
+        let (number, asked) = (self.next.get(), Instant::now());
+        if self.stopped.get() || self.load.count.is_some_and(|count| number >= count) {
             return None;
         }
         self.next.set(number + 1);
-        let due = self.schedule.map_or(now, |schedule| schedule.due(number));
+        let due = self.load.rate.map_or(asked, |rate| self.start + due_after(rate, number));
+        let is_early = due > asked;
+        if is_early {
+            let (wake, woken) = oneshot::channel();
+            self.alarms.send((due.min(self.end), wake)).expect("its thread ends with this sender");
+            tokio::select! {
+                _ = woken => {}
+                () = self.stop.notified() => {}
+            }
+        }
+        let now = Instant::now();
+        if now >= self.end || self.stopped.get() {
+            return None;
+        }
+        self.begun.set(self.begun.get() + 1);
         let late = now.saturating_duration_since(due) > LATE;
-        Some(Turn { number, from: if was_free { now } else { due }, late })
+        Some(Turn { number, from: if is_early { now } else { due }, late })
     }
 
-    fn request(&self, number: u64) -> Request<Full<bytes::Bytes>> {
+    fn request(&self, number: u64) -> Request<Full<Bytes>> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        let mut request = Request::new(Full::new(self.bodies.body(number)));
-        *request.method_mut() = hyper::Method::POST;
-        *request.uri_mut() = self.signer.borrow_mut().uri(now);
-        request.headers_mut().insert(HOST, self.host.clone());
+        let mut request = Request::new(Full::new(self.load.bodies.body(number)));
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = self.load.signer.borrow_mut().uri(now);
+        request.headers_mut().insert(HOST, self.load.host.clone());
         request
     }
 
-    fn settle(&self, turn: &Turn, outcome: &Outcome) {
+    fn settle(&self, turn: &Turn, outcome: &Outcome) -> anyhow::Result<()> {
         let latency = turn.from.elapsed();
-        let mut tally = self.tally.borrow_mut();
-        let answer = tally.count(outcome, latency, turn.late);
-        if self.print_answers {
-            let topic_id = self.bodies.topic_id(turn.number);
-            let line = answer.line(topic_id.as_deref(), latency);
+        self.tally.borrow_mut().count(outcome, latency, turn.late);
+        self.load.progress.inc(1);
+        if self.load.print_answers {
+            let topic_id = self.load.bodies.topic_id(turn.number);
+            let line = report::line(outcome, topic_id.as_deref(), latency);
             // One write for each line, so that a killed run has printed whatever was answered.
             let mut stdout = std::io::stdout().lock();
-            if let Err(error) = stdout.write_all(line.as_bytes()).and_then(|()| stdout.flush()) {
-                self.broken_output.replace(Some(error));
-                self.stop.store(true, Relaxed);
-            }
+            let written = stdout.write_all(line.as_bytes()).and_then(|()| stdout.flush());
+            written.context("cannot write the answers to stdout")?;
         }
+        Ok(())
     }
 }
 
-/// Keeps one connection busy until the run is over.
-async fn work(run: Rc<Run>, mut line: Line) {
-    let mut alarm = Alarm::new();
-    while let Some(turn) = run.turn().await {
-        let request = run.request(turn.number);
-        let deadline = Instant::now() + run.timeout;
-        let outcome = match alarm.before(deadline, line.exchange(request)).await {
-            Some(outcome) => outcome,
-            None => Err(line.give_up(run.timeout)),
-        };
-        run.settle(&turn, &outcome);
-        // A receiver that is restarting is not to be hammered at the speed of the loopback.
-        if matches!(outcome, Err(Failure::Refused(_))) && run.schedule.is_none() {
-            tokio::time::sleep(REFUSED_PAUSE).await;
-        }
-    }
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// A deadline that moves with each callback and is set in the timer wheel only when it was reached,
-/// since nearly all callbacks are answered long before.
-struct Alarm {
-    sleep: Pin<Box<Sleep>>,
-}
-
-impl Alarm {
-    fn new() -> Self {
-        Self { sleep: Box::pin(tokio::time::sleep(Duration::ZERO)) }
-    }
-
-    async fn before<T>(&mut self, deadline: Instant, work: impl Future<Output = T>) -> Option<T> {
-        let mut work = std::pin::pin!(work);
-        std::future::poll_fn(|context| {
-            if let Poll::Ready(output) = work.as_mut().poll(context) {
-                return Poll::Ready(Some(output));
-            }
-            while self.sleep.as_mut().poll(context).is_ready() {
-                if Instant::now() >= deadline {
-                    return Poll::Ready(None);
-                }
-                self.sleep.as_mut().reset(deadline.into());
-            }
-            Poll::Pending
-        })
-        .await
+    #[test]
+    fn callbacks_are_due_at_even_distances_from_the_start() {
+        let due = |number| due_after(4.0, number);
+        assert_eq!([due(0), due(1), due(10)], [0, 250, 2500].map(Duration::from_millis));
+        assert_eq!(due(u64::MAX), FOREVER);
+        let due_by = |millis| due_by(4.0, Duration::from_millis(millis));
+        assert_eq!([due_by(0), due_by(1), due_by(250), due_by(251)], [0, 1, 1, 2]);
     }
 }

@@ -3,6 +3,8 @@
 use lapin::options::{QueueBindOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
 
+use servers::{Kind, Way};
+
 use super::super::access::ClientTls;
 use super::super::session::Delivery;
 use super::config::Declare;
@@ -13,14 +15,15 @@ use crate::outbox::Stored;
 use crate::routing::Template;
 use crate::time::Timestamp;
 
-const ADDRESS: &str = "BRIDGE_TEST_RABBITMQ";
+#[path = "../../../tests/servers/mod.rs"]
+#[expect(dead_code, reason = "only RabbitMQ's plain address is used here")]
+mod servers;
 
 type Sink = Delivery<Rabbitmq>;
 
-/// A sink with an exchange of its own, and no queue yet.
-async fn sink(name: &str) -> Sink {
-    let url = std::env::var(ADDRESS);
-    let url = url.unwrap_or_else(|_| panic!("{ADDRESS} is not set: run this with tests/run.sh"));
+/// A sink with an exchange of its own, and no queue yet. Nothing where the run is told to leave RabbitMQ out.
+async fn sink(name: &str) -> Option<Sink> {
+    let url = servers::shared(Kind::Rabbitmq)?.address(Way::Plain);
     let config = Config {
         url: url.parse().unwrap(),
         username: None,
@@ -35,7 +38,7 @@ async fn sink(name: &str) -> Sink {
     let rabbitmq = Rabbitmq { config, address, patience: Duration::from_secs(5) };
     let mut sink = Delivery::new(rabbitmq, None);
     sink.ready().await.unwrap();
-    sink
+    Some(sink)
 }
 
 async fn deliver(sink: &mut Sink, events: &[Stored]) -> Vec<Verdict> {
@@ -91,7 +94,7 @@ fn event(number: u64, group: &str) -> Stored {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs brokers: run tests/run.sh"]
 async fn every_event_is_judged_rightly_among_unroutable_ones() {
-    let mut sink = sink("judged").await;
+    let Some(mut sink) = sink("judged").await else { return };
     let queue = bind(&sink, "bound", FieldTable::default()).await;
     let is_bound = |number: u64| fastrand::Rng::with_seed(number).bool();
     for batch in 0..20 {
@@ -111,7 +114,7 @@ async fn every_event_is_judged_rightly_among_unroutable_ones() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs brokers: run tests/run.sh"]
 async fn a_deleted_exchange_is_declared_again_and_nothing_counts_as_delivered_meanwhile() {
-    let mut sink = sink("deleted").await;
+    let Some(mut sink) = sink("deleted").await else { return };
     delete_exchange(&sink).await;
     let events: Vec<_> = (0..512).map(|number| event(number, "group")).collect();
     let verdicts = deliver(&mut sink, &events).await;
@@ -130,7 +133,7 @@ async fn a_deleted_exchange_is_declared_again_and_nothing_counts_as_delivered_me
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs brokers: run tests/run.sh"]
 async fn what_a_full_queue_rejects_keeps_its_place_in_the_line() {
-    let mut sink = sink("full").await;
+    let Some(mut sink) = sink("full").await else { return };
     let mut arguments = FieldTable::default();
     arguments.insert("x-max-length".into(), AMQPValue::LongInt(10));
     arguments.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
