@@ -37,6 +37,7 @@ mod power_cut;
 mod rabbitmq;
 mod reader;
 mod recovery;
+mod servers_end;
 mod stop;
 mod stream;
 mod taken_away;
