@@ -24,20 +24,6 @@ command -v cargo >/dev/null || {
     exit 1
 }
 
-missing=()
-command -v cc >/dev/null || missing+=(gcc libc6-dev)
-command -v c++ >/dev/null || missing+=(g++)
-command -v make >/dev/null || missing+=(make)
-perl -MFindBin -MIPC::Cmd -e1 2>/dev/null || missing+=(perl) # Debian's perl-base is not enough for OpenSSL
-command -v sqlite3 >/dev/null || missing+=(sqlite3)
-python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3 python3-venv)
-if [ "${#missing[@]}" -gt 0 ]; then
-    echo "tests/run.sh: installing ${missing[*]}" >&2
-    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "${missing[@]}"; } >&2 || {
-        echo "tests/run.sh: cannot install ${missing[*]} (it takes root and apt-get): install them yourself" >&2
-        exit 1
-    }
-fi
 [ "$(id -u)" = 0 ] || echo "tests/run.sh: not root, so the tests of a full disk will fail" >&2
 
 # The tests that need brokers are marked as ignored; libtest must be told to run them, after cargo's own `--`.

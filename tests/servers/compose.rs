@@ -60,7 +60,7 @@ fn project(place: &Place, servers: &[Server]) -> Value {
 #[test]
 fn a_project_has_the_image_and_the_ports_of_its_servers() {
     let folder = tempfile::tempdir().unwrap();
-    let place = Place { folder: folder.path().to_owned(), is_native: false };
+    let place = Place::new(folder.path().to_owned(), false);
     let version = super::version;
     let rows = [
         (super::kafka::servers(&place), format!("apache/kafka:{}", version("kafka")), 1, 4),

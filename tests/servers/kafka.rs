@@ -3,7 +3,7 @@
 
 use anyhow::Result;
 
-use super::process::{Probe, Server};
+use super::process::Server;
 use super::{Addresses, PASSWORD, Place, USER, Way, installed, ports, version};
 
 // The quick compiler only and the simplest collector: it starts in half the time.
@@ -65,11 +65,8 @@ fn server(
         env: vec![("KAFKA_HEAP_OPTS", HEAP.into()), ("KAFKA_JVM_PERFORMANCE_OPTS", QUICK.into())],
         ports: ports.to_vec(),
         // Metadata (version 1, of no topic): a broker lists itself once it may lead partitions.
-        probe: Probe {
-            port: ports[0],
-            question: b"\0\0\0\x0e\0\x03\0\x01\0\0\0\x01\xff\xff\0\0\0\0",
-            is_ready: |answer| answer.get(8..12) > Some(&[0; 4]),
-        },
+        question: b"\0\0\0\x0e\0\x03\0\x01\0\0\0\x01\xff\xff\0\0\0\0",
+        is_ready: |answer| answer.get(8..12) > Some(&[0; 4]),
         is_on_demand: false,
     })
 }
@@ -81,13 +78,12 @@ fn config(place: &Place, name: &str, roles: &str, ports: [u16; 4], controller: u
             each.map(|((_, name, host), port)| format!("{name}://{}:{port}", bind.unwrap_or(host)));
         each.collect::<Vec<_>>().join(",")
     };
-    let (bound, advertised) = (listeners(Some(place.bind())), listeners(None));
+    let (bound, advertised) = (listeners(Some(place.bind)), listeners(None));
     let (id, of_controller) = match name {
         "kafka" => (1, format!(",CONTROLLER://127.0.0.1:{controller}")),
         _ => (2, String::new()),
     };
-    let (data, certificates) = (place.data(name), place.certificates());
-    let certificates = certificates.display();
+    let (data, certificates) = (place.data(name), &place.certificates);
     format!(
         "process.roles={roles}
 node.id={id}
@@ -110,7 +106,6 @@ listener.name.sasl.scram-sha-512.sasl.jaas.config=\\
   org.apache.kafka.common.security.scram.ScramLoginModule required;
 # A topic that the tests did not make is a mistake.
 auto.create.topics.enable=false
-num.partitions=1
 log.retention.hours=-1
 # One broker can hold one replica; few partitions of its own topics start faster.
 offsets.topic.replication.factor=1

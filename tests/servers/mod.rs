@@ -66,10 +66,19 @@ pub(crate) enum Verb {
 /// Where the servers of a broker have their files.
 struct Place {
     folder: PathBuf,
+    certificates: String,
+    /// In a container it is the container's address, whose ports are published on loopback.
+    bind: &'static str,
     is_native: bool,
 }
 
 impl Place {
+    fn new(folder: PathBuf, is_native: bool) -> Self {
+        let certificates = folder.join("certificates").display().to_string();
+        let bind = if is_native { "127.0.0.1" } else { "0.0.0.0" };
+        Place { folder, certificates, bind, is_native }
+    }
+
     /// Writes a server's configuration into a folder of its own.
     fn write(&self, server: &str, file: &str, content: &str) -> Result<String> {
         let folder = self.folder.join(server);
@@ -82,15 +91,6 @@ impl Place {
     fn data(&self, server: &str) -> String {
         let native = self.folder.join(server).join("data");
         if self.is_native { native.display().to_string() } else { "/tmp/data".into() }
-    }
-
-    /// In a container it is the container's address, whose ports are published on loopback.
-    fn bind(&self) -> &'static str {
-        if self.is_native { "127.0.0.1" } else { "0.0.0.0" }
-    }
-
-    fn certificates(&self) -> PathBuf {
-        self.folder.join("certificates")
     }
 }
 
@@ -134,27 +134,22 @@ impl Broker {
     pub(crate) fn start(kind: Kind, parent: &Path) -> Result<Self> {
         let prefix = format!("topic-bridge-{}-", kind.name());
         let folder = tempfile::Builder::new().prefix(&prefix).tempdir_in(parent)?.keep();
-        let is_native = !compose::works();
-        let place = Place { folder, is_native };
-        certificates::write(&place.certificates())?;
+        let place = Place::new(folder, !compose::works());
+        let guard = Some(Guard::new(&place)?);
+        certificates::write(Path::new(&place.certificates))?;
         let (mut servers, addresses) = match kind {
             Kind::Kafka => kafka::servers(&place)?,
             Kind::Rabbitmq => rabbitmq::servers(&place)?,
             Kind::Nats => nats::servers(&place)?,
         };
-        let guard = Some(Guard::new(&place)?);
-        if !is_native {
+        if !place.is_native {
             servers = compose::contain(&place, servers)?;
         }
-        let process = |server| Process::new(server, &place);
-        let processes: Vec<_> = servers.into_iter().map(process).collect();
-        let certificates = place.certificates();
+        let processes = servers.into_iter().map(|server| Process::new(server, &place)).collect();
+        let certificates = place.certificates.into();
         let broker = Broker { kind, addresses, certificates, _guard: guard, processes };
-        broker
-            .processes
-            .iter()
-            .filter(|process| process.starts_at_once())
-            .try_for_each(Process::start)?;
+        let mut at_once = broker.processes.iter().filter(|process| !process.server.is_on_demand);
+        at_once.try_for_each(Process::start)?;
         Ok(broker)
     }
 
@@ -175,29 +170,21 @@ impl Broker {
         self.certificates.join(name)
     }
 
-    pub(crate) fn tell(&self, verb: Verb) -> Result<()> {
-        self.tell_server(self.kind.name(), verb)
+    /// Whether there is such a server: `kafka-2` is a second one beside `kafka`, which runs only once it is told
+    /// to start.
+    pub(crate) fn has(&self, server: &str) -> bool {
+        self.process(server).is_some() || !setting(&server.replace('-', "_")).is_empty()
     }
 
-    /// The same for a second server of the cluster, which runs only once it is told to start.
-    pub(crate) fn tell_second(&self, verb: Verb) -> Result<()> {
-        self.tell_server(&format!("{}-2", self.kind.name()), verb)
-    }
-
-    pub(crate) fn has_second(&self) -> bool {
-        let name = self.kind.name();
-        self.process(&format!("{name}-2")).is_some() || !setting(&format!("{name}_2")).is_empty()
-    }
-
-    fn process(&self, name: &str) -> Option<&Process> {
-        self.processes.iter().find(|process| process.name() == name)
-    }
-
-    fn tell_server(&self, name: &str, verb: Verb) -> Result<()> {
-        match self.process(name) {
+    pub(crate) fn tell(&self, server: &str, verb: Verb) -> Result<()> {
+        match self.process(server) {
             Some(process) => process.tell(verb),
-            None => outer(&[name, &format!("{verb:?}").to_lowercase()]).map(drop),
+            None => outer(&[server, &format!("{verb:?}").to_lowercase()]).map(drop),
         }
+    }
+
+    fn process(&self, server: &str) -> Option<&Process> {
+        self.processes.iter().find(|process| process.server.name == server)
     }
 
     /// Runs `rabbitmqctl` on it.
@@ -207,10 +194,6 @@ impl Broker {
             Some(process) => process.run("docker compose exec -T rabbitmq rabbitmqctl", arguments),
             None => outer(&[&["rabbitmq", "ctl"], arguments].concat()),
         }
-    }
-
-    pub(crate) fn logs(&self) -> String {
-        self.process(self.kind.name()).map(Process::logs).unwrap_or_default()
     }
 
     /// Of the servers that run as children of this process.

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use super::process::{Probe, Server};
+use super::process::Server;
 use super::{Addresses, PASSWORD, Place, USER, Way, installed, ports, version};
 
 pub(super) fn servers(place: &Place) -> Result<(Vec<Server>, Addresses)> {
@@ -18,13 +18,10 @@ pub(super) fn servers(place: &Place) -> Result<(Vec<Server>, Addresses)> {
             image: format!("nats:{}-alpine", version("nats")),
             script: format!("exec nats-server -c '{config}'"),
             env: if place.is_native { vec![("PATH", path.clone())] } else { vec![] },
-            ports: vec![port, monitor],
             // It says itself whether it serves, with JetStream and all streams restored.
-            probe: Probe {
-                port: monitor,
-                question: b"GET /healthz HTTP/1.0\r\n\r\n",
-                is_ready: |answer| answer.starts_with(b"HTTP/1.0 200"),
-            },
+            ports: vec![monitor, port],
+            question: b"GET /healthz HTTP/1.0\r\n\r\n",
+            is_ready: |answer| answer.starts_with(b"HTTP/1.0 200"),
             is_on_demand: false,
         });
         let start = if way == Way::Plain { "nats://127.0.0.1" } else { "tls://localhost" };
@@ -34,9 +31,8 @@ pub(super) fn servers(place: &Place) -> Result<(Vec<Server>, Addresses)> {
 }
 
 fn config(place: &Place, name: &str, way: Way, port: u16, monitor: u16) -> String {
-    let (bind, data) = (place.bind(), place.data(name));
-    let (certificates, verify) = (place.certificates(), way == Way::Mtls);
-    let certificates = certificates.display();
+    let (bind, data) = (place.bind, place.data(name));
+    let (certificates, verify) = (&place.certificates, way == Way::Mtls);
     let mut config = format!(
         r#"
 server_name: "{name}"

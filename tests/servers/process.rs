@@ -10,7 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 
 use super::{Place, Verb, installed, output};
 
@@ -24,24 +24,19 @@ pub(super) struct Server {
     /// For `sh`, which becomes the server at its end.
     pub(super) script: String,
     pub(super) env: Vec<(&'static str, String)>,
-    /// A port is the same in a container and outside, for Kafka tells its clients where to find it.
+    /// The same in a container and outside, for Kafka tells its clients where to find it.
     pub(super) ports: Vec<u16>,
-    pub(super) probe: Probe,
+    /// How the first port is asked whether the server works, in its own protocol.
+    pub(super) question: &'static [u8],
+    pub(super) is_ready: fn(&[u8]) -> bool,
     /// Runs only once it is told to start.
     pub(super) is_on_demand: bool,
 }
 
-/// Whether a server works, asked in its own protocol.
-pub(super) struct Probe {
-    pub(super) port: u16,
-    pub(super) question: &'static [u8],
-    pub(super) is_ready: fn(&[u8]) -> bool,
-}
-
-impl Probe {
-    fn ask(&self) -> io::Result<bool> {
+impl Server {
+    fn works(&self) -> io::Result<bool> {
         let patience = Duration::from_secs(2);
-        let address = SocketAddr::from(([127, 0, 0, 1], self.port));
+        let address = SocketAddr::from(([127, 0, 0, 1], self.ports[0]));
         let mut stream = TcpStream::connect_timeout(&address, patience)?;
         stream.set_read_timeout(Some(patience))?;
         stream.write_all(self.question)?;
@@ -87,7 +82,7 @@ impl Drop for Guard {
 }
 
 pub(super) struct Process {
-    server: Server,
+    pub(super) server: Server,
     folder: PathBuf,
     pub(super) is_native: bool,
     /// While it runs.
@@ -98,14 +93,6 @@ impl Process {
     pub(super) fn new(server: Server, place: &Place) -> Self {
         let folder = place.folder.join(server.name);
         Process { server, folder, is_native: place.is_native, child: Mutex::new(None) }
-    }
-
-    pub(super) fn name(&self) -> &str {
-        self.server.name
-    }
-
-    pub(super) fn starts_at_once(&self) -> bool {
-        !self.server.is_on_demand
     }
 
     pub(super) fn id(&self) -> Option<u32> {
@@ -137,16 +124,16 @@ impl Process {
         drop(child);
         let began = Instant::now();
         loop {
-            let answer = self.server.probe.ask();
+            let answer = self.server.works();
             if matches!(answer, Ok(true)) {
                 return Ok(());
             }
-            if self.child().is_none() || began.elapsed() > BOUND {
-                let log = self.logs();
-                let tail = log.lines().rev().take(20).collect::<Vec<_>>();
-                let tail = tail.into_iter().rev().collect::<Vec<_>>().join("\n");
-                bail!("{} does not work ({answer:?}). Its log ends:\n{tail}", self.name());
-            }
+            let is_hopeful = self.child().is_some() && began.elapsed() < BOUND;
+            ensure!(
+                is_hopeful,
+                "{0} ended or does not answer ({answer:?}): see target/brokers/logs/{0}.log",
+                self.server.name
+            );
             thread::sleep(Duration::from_millis(50));
         }
     }
@@ -156,27 +143,22 @@ impl Process {
             return self.start();
         }
         let id = self.child().as_ref().map(Child::id);
-        let id = id.with_context(|| format!("{} does not run", self.name()))?;
-        let script = command(verb, self.name(), id, self.is_native);
+        let id = id.with_context(|| format!("{} does not run", self.server.name))?;
+        let script = command(verb, self.server.name, id, self.is_native);
         self.run(&script, &[])?;
         let began = Instant::now();
         while matches!(verb, Verb::Stop | Verb::Kill) && self.child().is_some() {
-            ensure!(began.elapsed() < BOUND, "{} did not end within {BOUND:?}", self.name());
+            ensure!(began.elapsed() < BOUND, "{} did not end within {BOUND:?}", self.server.name);
             thread::sleep(Duration::from_millis(20));
         }
         Ok(())
     }
 
-    /// Runs a command to its end in the server's environment.
+    /// Runs a command to its end in the server's environment, as `rabbitmqctl`.
     pub(super) fn run(&self, command: &str, arguments: &[&str]) -> Result<String> {
         let mut shell = Command::new("sh");
         shell.args(["-c", &format!("{command} \"$@\""), "sh"]).args(arguments);
         output(shell.envs(self.server.env.clone()))
-    }
-
-    pub(super) fn logs(&self) -> String {
-        let log = fs::read(self.folder.join("log")).unwrap_or_default();
-        String::from_utf8_lossy(&log).into_owned()
     }
 }
 

@@ -3,7 +3,7 @@
 
 use anyhow::Result;
 
-use super::process::{Probe, Server};
+use super::process::Server;
 use super::{Addresses, Place, Way, ports, version};
 
 // Not the commands in the path, which change the user.
@@ -21,11 +21,8 @@ pub(super) fn servers(place: &Place) -> Result<(Vec<Server>, Addresses)> {
         env: vec![],
         ports: vec![plain, tls],
         // AMQP's first exchange: RabbitMQ opens its listeners last, when all else runs.
-        probe: Probe {
-            port: plain,
-            question: b"AMQP\0\0\x09\x01",
-            is_ready: |answer| answer.get(7..11) == Some(b"\0\x0a\0\x0a"),
-        },
+        question: b"AMQP\0\0\x09\x01",
+        is_ready: |answer| answer.get(7..11) == Some(b"\0\x0a\0\x0a"),
         is_on_demand: false,
     };
     let mut servers = vec![];
@@ -41,7 +38,8 @@ pub(super) fn servers(place: &Place) -> Result<(Vec<Server>, Addresses)> {
             script: format!("exec epmd -port {epmd}"),
             env: server.env.clone(),
             ports: vec![epmd],
-            probe: Probe { port: epmd, question: b"", is_ready: |_| true },
+            question: b"",
+            is_ready: |_| true,
             is_on_demand: false,
         });
     }
@@ -52,8 +50,7 @@ pub(super) fn servers(place: &Place) -> Result<(Vec<Server>, Addresses)> {
 }
 
 fn config(place: &Place, plain: u16, tls: u16) -> String {
-    let (bind, certificates) = (place.bind(), place.certificates());
-    let certificates = certificates.display();
+    let (bind, certificates) = (place.bind, &place.certificates);
     format!(
         "listeners.tcp.1 = {bind}:{plain}
 listeners.ssl.1 = {bind}:{tls}
