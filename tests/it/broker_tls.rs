@@ -3,7 +3,7 @@
 
 use crate::bridge::{Bridge, eventually};
 use crate::broker::{self, Kind, Target, Way};
-use crate::brokers::{becomes, call, is_delivered, start};
+use crate::calls::{becomes, call, is_delivered, start};
 use crate::servers::{PASSWORD, USER};
 
 /// A bridge with these settings delivers.

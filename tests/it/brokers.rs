@@ -1,43 +1,13 @@
-//! What all three brokers have in common: one contract, and outages. Each test runs against each of
-//! the real servers.
+//! What all three brokers have in common: one contract. Each test runs against each of the real servers.
 
-use std::collections::{BTreeSet, HashMap};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
-pub(crate) use crate::bridge::is_delivered;
-use crate::bridge::{self, APP, Bridge, SAMPLE, TOPIC_CREATED, eventually, program, run};
-use crate::broker::{self, Alone, Kind, Message, Target, Verb};
+use crate::bridge::{self, APP, SAMPLE, TOPIC_CREATED, eventually, program, run};
+use crate::broker::{self, Kind, Message, Target};
+use crate::calls::{against_each_broker, becomes, call, call_many, is_delivered, start, topic_ids};
 use crate::http;
-
-macro_rules! against_each_broker {
-    ($($(#[$doc:meta])* $test:ident)*) => {$(
-        $(#[$doc])*
-        mod $test {
-            #[test]
-            #[ignore = "needs brokers: run tests/run.sh"]
-            fn kafka() {
-                super::checks::$test(crate::broker::Kind::Kafka);
-            }
-
-            #[test]
-            #[ignore = "needs brokers: run tests/run.sh"]
-            fn rabbitmq() {
-                super::checks::$test(crate::broker::Kind::Rabbitmq);
-            }
-
-            #[test]
-            #[ignore = "needs brokers: run tests/run.sh"]
-            fn nats() {
-                super::checks::$test(crate::broker::Kind::Nats);
-            }
-        }
-    )*};
-}
 
 against_each_broker! {
     events_arrive_complete_in_order_and_under_the_right_address
@@ -45,67 +15,9 @@ against_each_broker! {
     the_trace_context_goes_along
     what_the_broker_needs_is_created_before_the_first_event
     without_leave_to_create_a_missing_target_is_explained_and_awaited
-    callbacks_go_on_while_the_broker_is_stopped
-    callbacks_go_on_while_the_broker_is_frozen
-    callbacks_go_on_while_the_broker_is_killed_and_started_again
-    what_a_broker_had_not_confirmed_when_it_died_is_sent_again
-    a_bridge_starts_while_the_broker_is_away
-    an_idle_bridge_notices_that_the_broker_is_gone_and_back
-    what_was_answered_ok_survives_kills_of_the_bridge
     tail_shows_each_event_as_a_line
     tail_misses_nothing_once_it_says_that_it_reads
     check_connect_says_what_is_missing
-    an_event_on_its_way_at_a_stop_is_delivered_before_the_end
-}
-
-/// Refused connections, and confirmations that do not come, are to be noticed soon.
-const SOON: (&str, &str) = ("relay.confirm_timeout", "3s");
-
-pub(crate) fn start(target: &Target, more: &[(&str, &str)]) -> Bridge {
-    let settings = target.settings();
-    let settings = settings.iter().map(|(key, value)| (*key, value.as_str()));
-    Bridge::start(&settings.chain([SOON]).chain(more.iter().copied()).collect::<Vec<_>>())
-}
-
-pub(crate) fn call(bridge: &Bridge, topic_id: &str) {
-    let reply = bridge.call(&bridge::body(topic_id));
-    assert_eq!(reply.status, 200, "{reply:?}");
-}
-
-pub(crate) fn call_many(bridge: &Bridge, prefix: &str, count: usize) -> Vec<String> {
-    let topics: Vec<_> = (0..count).map(|number| format!("{prefix}-{number}")).collect();
-    for topic in &topics {
-        call(bridge, topic);
-    }
-    topics
-}
-
-/// Waits for a state of the sink that it has told itself; how it got there stands in the log.
-pub(crate) fn becomes(bridge: &Bridge, wanted: &str) {
-    let began = Instant::now();
-    loop {
-        let sink = bridge.readiness().1["sink"].take();
-        if sink["state"] == wanted && sink["reason"] != "not asked yet" {
-            return;
-        }
-        let is_late = began.elapsed() > Duration::from_secs(40);
-        assert!(!is_late, "the sink never became {wanted}: {sink}\n{}", bridge.log());
-        thread::sleep(Duration::from_millis(10));
-    }
-}
-
-pub(crate) fn topic_ids(messages: &[Message]) -> BTreeSet<String> {
-    messages.iter().map(Message::topic_id).collect()
-}
-
-/// Where repeats are, they have the id of the first.
-fn check_ids(messages: &[Message]) {
-    let mut ids: HashMap<String, String> = HashMap::new();
-    for message in messages {
-        let id = message.body["id"].as_str().unwrap().to_owned();
-        let first = ids.entry(message.topic_id()).or_insert_with(|| id.clone());
-        assert_eq!(*first, id, "one id on every attempt");
-    }
 }
 
 /// The checks, for one broker each.
@@ -326,140 +238,6 @@ mod checks {
         assert_eq!(topic_ids(&broker.target.read(5)), topics.into_iter().collect());
     }
 
-    pub(super) fn callbacks_go_on_while_the_broker_is_stopped(kind: Kind) {
-        let Some(broker) = broker::alone(kind) else { return };
-        outage(&broker, Verb::Stop, Verb::Start);
-    }
-
-    pub(super) fn callbacks_go_on_while_the_broker_is_frozen(kind: Kind) {
-        let Some(broker) = broker::alone(kind) else { return };
-        outage(&broker, Verb::Pause, Verb::Resume);
-    }
-
-    pub(super) fn callbacks_go_on_while_the_broker_is_killed_and_started_again(kind: Kind) {
-        let Some(broker) = broker::alone(kind) else { return };
-        outage(&broker, Verb::Kill, Verb::Start);
-    }
-
-    /// Before, during and after an outage, callbacks are answered OK, and all of them arrive.
-    fn outage(broker: &Alone, down: Verb, up: Verb) {
-        let bridge = start(&broker.target, &[]);
-        becomes(&bridge, "ready");
-        if let Verb::Kill = down {
-            prepare_for_a_kill(broker, &bridge);
-        }
-        let mut topics = call_many(&bridge, "before", 20);
-        is_delivered(&bridge);
-        let calls = Calls::start(&bridge, "during");
-        broker.tell(down);
-        becomes(&bridge, "degraded");
-        let (status, readiness) = bridge.readiness();
-        assert_eq!((status, &readiness["status"]), (200, &json!("degraded")));
-        assert!(!readiness["sink"]["reason"].as_str().unwrap().is_empty());
-        let sink_up = format!("topic_bridge_sink_up{{sink={:?}}}", broker.target.kind.name());
-        assert_eq!(bridge.metric(&sink_up), 0.0);
-        topics.extend(call_many(&bridge, "while it is down", 20));
-        broker.tell(up);
-        becomes(&bridge, "ready");
-        topics.extend(calls.stop());
-        topics.extend(call_many(&bridge, "after", 20));
-        is_delivered(&bridge);
-        let messages = broker.target.read(topics.len());
-        let expected: BTreeSet<_> = topics.into_iter().collect();
-        assert_eq!(topic_ids(&messages), expected);
-        check_ids(&messages);
-        if broker.target.kind == Kind::Nats {
-            assert_eq!(messages.len(), expected.len(), "JetStream stores no repeat");
-        }
-        let warnings = bridge.log().matches("the sink takes no events").count();
-        assert!(warnings <= 5, "told {warnings} times:\n{}", bridge.log());
-        assert_eq!(bridge.metric(&sink_up), 1.0);
-    }
-
-    /// RabbitMQ writes down that a quorum queue exists only minutes later, or when it is stopped. Killed
-    /// before, it comes back with a queue that has no leader and confirms nothing.
-    fn prepare_for_a_kill(broker: &Alone, bridge: &Bridge) {
-        if broker.target.kind == Kind::Rabbitmq {
-            broker.tell(Verb::Stop);
-            broker.tell(Verb::Start);
-            becomes(bridge, "ready");
-        }
-    }
-
-    pub(super) fn what_a_broker_had_not_confirmed_when_it_died_is_sent_again(kind: Kind) {
-        let Some(broker) = broker::alone(kind) else { return };
-        // Longer than the test: what is noticed is the loss of the connection.
-        let bridge = start(&broker.target, &[("relay.confirm_timeout", "60s")]);
-        becomes(&bridge, "ready");
-        prepare_for_a_kill(&broker, &bridge);
-        let mut topics = call_many(&bridge, "before", 5);
-        is_delivered(&bridge);
-        broker.tell(Verb::Pause);
-        topics.extend(call_many(&bridge, "unconfirmed", 20));
-        // For the first of them to be handed over, which nothing tells. Later would be no failure, but
-        // would show less.
-        thread::sleep(Duration::from_millis(300));
-        assert_eq!(bridge.metric("topic_bridge_outbox_pending"), 20.0);
-        broker.tell(Verb::Kill);
-        broker.tell(Verb::Start);
-        is_delivered(&bridge);
-        let messages = broker.target.read(topics.len());
-        assert_eq!(topic_ids(&messages), topics.into_iter().collect());
-        check_ids(&messages);
-    }
-
-    pub(super) fn a_bridge_starts_while_the_broker_is_away(kind: Kind) {
-        let Some(broker) = broker::alone(kind) else { return };
-        broker.tell(Verb::Stop);
-        let bridge = start(&broker.target, &[]);
-        becomes(&bridge, "degraded");
-        let topics = call_many(&bridge, "early", 20);
-        broker.tell(Verb::Start);
-        becomes(&bridge, "ready");
-        is_delivered(&bridge);
-        assert_eq!(topic_ids(&broker.target.read(20)), topics.into_iter().collect());
-    }
-
-    pub(super) fn an_idle_bridge_notices_that_the_broker_is_gone_and_back(kind: Kind) {
-        let Some(broker) = broker::alone(kind) else { return };
-        let bridge = start(&broker.target, &[]);
-        becomes(&bridge, "ready");
-        broker.tell(Verb::Stop);
-        becomes(&bridge, "degraded");
-        broker.tell(Verb::Start);
-        becomes(&bridge, "ready");
-        call(&bridge, "the first");
-        is_delivered(&bridge);
-        eventually("it is told once", || {
-            (bridge.log().matches("the sink takes events again").count() == 1).then_some(())
-        });
-    }
-
-    pub(super) fn what_was_answered_ok_survives_kills_of_the_bridge(kind: Kind) {
-        let Some(broker) = broker::shared(kind) else { return };
-        let mut answered = Vec::new();
-        let mut bridge = start(&broker.target, &[]);
-        for round in 0..10_u64 {
-            let published = format!("topic_bridge_published_total{{sink={:?}}}", kind.name());
-            let calls = Calls::start(&bridge, &format!("round-{round}"));
-            eventually("it delivers", || (bridge.metric(&published) > 20.0).then_some(()));
-            let pause = Duration::from_millis(round % 5 * 3);
-            thread::sleep(pause); // not to synchronise: the kill is to come at various moments
-            bridge.signal("KILL");
-            answered.extend(calls.stop());
-            bridge = bridge.restart(&[]);
-        }
-        is_delivered(&bridge);
-        let messages = broker.target.read(answered.len());
-        let found = topic_ids(&messages);
-        let lost: Vec<_> = answered.iter().filter(|topic| !found.contains(*topic)).collect();
-        assert!(lost.is_empty(), "answered OK and not in the broker: {lost:?}");
-        check_ids(&messages);
-        if kind == Kind::Nats {
-            assert_eq!(messages.len(), found.len(), "JetStream stores no repeat");
-        }
-    }
-
     pub(super) fn tail_shows_each_event_as_a_line(kind: Kind) {
         let Some(broker) = broker::shared(kind) else { return };
         for encoding in ["structured", "binary"] {
@@ -530,59 +308,5 @@ mod checks {
         let (code, findings) = check(&[may_not]);
         assert_eq!(code, Some(0), "{findings:#?}");
         assert!(broker.target.read(0).is_empty(), "a check publishes nothing");
-    }
-
-    pub(super) fn an_event_on_its_way_at_a_stop_is_delivered_before_the_end(kind: Kind) {
-        let Some(broker) = broker::shared(kind) else { return };
-        let mut bridge = start(&broker.target, &[]);
-        becomes(&bridge, "ready");
-        let topics = call_many(&bridge, "late", 50);
-        bridge.signal("TERM");
-        assert!(bridge.ended().success());
-        assert!(!bridge.log().contains("stopped before"), "{}", bridge.log());
-        assert_eq!(topic_ids(&broker.target.read(50)), topics.into_iter().collect());
-    }
-}
-
-/// Callbacks one after the other from a thread of their own, until told to stop or the bridge is gone.
-pub(crate) struct Calls {
-    is_over: Arc<AtomicBool>,
-    answered: Arc<Mutex<Vec<String>>>,
-    thread: thread::JoinHandle<()>,
-}
-
-impl Calls {
-    pub(crate) fn start(bridge: &Bridge, prefix: &str) -> Self {
-        let (address, prefix) = (bridge.ingress, prefix.to_owned());
-        let is_over = Arc::new(AtomicBool::new(false));
-        let answered = Arc::new(Mutex::new(Vec::new()));
-        let (over, ok) = (is_over.clone(), answered.clone());
-        let thread = thread::spawn(move || {
-            let began = Instant::now();
-            for number in 0.. {
-                if over.load(Ordering::Relaxed) || began.elapsed() > Duration::from_secs(120) {
-                    return;
-                }
-                let topic = format!("{prefix}-{number}");
-                let target = bridge::signed(TOPIC_CREATED, &[]);
-                let body = bridge::body(&topic);
-                match http::try_post(address, &target, body.as_bytes()) {
-                    Ok(reply) => {
-                        assert_eq!(reply.status, 200, "{reply:?}");
-                        ok.lock().unwrap().push(topic);
-                    }
-                    Err(_) => return, // killed
-                }
-                thread::sleep(Duration::from_millis(1)); // a pace, so that reading them back stays short
-            }
-        });
-        Calls { is_over, answered, thread }
-    }
-
-    /// The topics whose callbacks were answered OK.
-    pub(crate) fn stop(self) -> Vec<String> {
-        self.is_over.store(true, Ordering::Relaxed);
-        self.thread.join().unwrap();
-        self.answered.lock().unwrap().clone()
     }
 }

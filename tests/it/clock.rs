@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::bridge::{Bridge, body, eventually, is_delivered};
 use crate::broker::{self, Kind};
-use crate::brokers::topic_ids;
+use crate::calls::topic_ids;
 use crate::preload::Clock;
 
 const DAY: i64 = 24 * 3600;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::bridge::{Bridge, TOPIC_CREATED, body, is_delivered, run_and, signed};
 use crate::broker::{self, Kind, Message, Target};
-use crate::brokers::{becomes, call_many, start};
+use crate::calls::{becomes, call_many, start};
 use crate::http::Connection;
 use crate::proxy::Proxy;
 

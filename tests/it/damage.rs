@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::bridge::{Bridge, TOPIC_CREATED, body, is_delivered, run, signed};
 use crate::broker::{self, Kind};
-use crate::brokers::topic_ids;
+use crate::calls::topic_ids;
 use crate::http::Connection;
 use crate::outbox_file::{can_recover, damage_event, list, number, recover, serve_on};
 

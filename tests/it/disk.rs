@@ -7,7 +7,7 @@ use std::process::Command;
 
 use crate::bridge::{Bridge, TOPIC_CREATED, body, eventually, is_delivered, signed};
 use crate::broker::{self, Kind, Verb};
-use crate::brokers::topic_ids;
+use crate::calls::topic_ids;
 use crate::http::{Connection, Reply};
 use crate::preload::faulty_disk;
 

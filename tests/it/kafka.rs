@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::bridge::{Bridge, body, eventually};
 use crate::broker::{self, Kind, Verb};
-use crate::brokers::{becomes, call, call_many, is_delivered, start, topic_ids};
+use crate::calls::{becomes, call, call_many, is_delivered, start, topic_ids};
 
 /// Three events, of which the second is too large for the broker, for good.
 pub(crate) fn check_too_large(bridge: &Bridge, hint: &str) {

@@ -18,6 +18,7 @@ mod servers;
 
 mod broker_tls;
 mod brokers;
+mod calls;
 mod clock;
 mod command;
 mod configuration;
@@ -34,6 +35,7 @@ mod kafka;
 mod migration;
 mod nats;
 mod one_process;
+mod outages;
 mod platform;
 mod power_cut;
 mod rabbitmq;

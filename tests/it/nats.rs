@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::bridge::{body, eventually};
 use crate::broker::{self, Kind};
-use crate::brokers::{becomes, call, call_many, is_delivered, start, topic_ids};
+use crate::calls::{becomes, call, call_many, is_delivered, start, topic_ids};
 use crate::kafka::check_too_large;
 
 #[test]

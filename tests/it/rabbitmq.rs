@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::bridge::{Bridge, body, eventually, now, signed_by};
 use crate::broker::{self, Kind};
-use crate::brokers::{Calls, becomes, call_many, is_delivered, start, topic_ids};
+use crate::calls::{Calls, becomes, call_many, is_delivered, start, topic_ids};
 use crate::http::Connection;
 use crate::outbox_file::list;
 

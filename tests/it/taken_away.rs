@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::bridge::{Bridge, eventually};
 use crate::broker::{self, Kind, Message, Target};
-use crate::brokers::{becomes, call_many, is_delivered, start};
+use crate::calls::{becomes, call_many, is_delivered, start};
 
 /// Waits for all of `topics` to arrive; the first of each in this order.
 fn arrive_in_order(target: &Target, topics: &[String]) {

@@ -5,7 +5,7 @@ use serde_json::json;
 
 use crate::bridge::{body, eventually, is_delivered};
 use crate::broker::{self, Kind, Message};
-use crate::brokers::{becomes, call, call_many, start};
+use crate::calls::{becomes, call, call_many, start};
 
 fn topics_in_order(messages: &[Message]) -> Vec<String> {
     messages.iter().map(Message::topic_id).collect()
