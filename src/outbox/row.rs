@@ -1,7 +1,6 @@
 //! An event as a row: the same columns in the queue, among the deferred, and among the dead letters.
 //! Each row carries a checksum of its values, so that what a disk has altered is found, not delivered.
 
-use crc32fast::Hasher;
 use rusqlite::types::{FromSql, FromSqlResult, ToSql, ToSqlOutput, ValueRef};
 use rusqlite::{CachedStatement, Row, Transaction, params};
 use uuid::Uuid;
@@ -122,13 +121,13 @@ impl Stored {
     /// Of the values, each with its length, so that no two rows have the same text to be summed.
     pub(super) fn checksum(&self) -> u32 {
         let Stored { position, steady_at, accepted_at, event, traceparent } = self;
-        let mut sum = Hasher::new();
+        let mut summed = Vec::with_capacity(self.event.data.len() + 512); // many small sums cost more
         let times = [*steady_at, *accepted_at, event.time].map(Timestamp::as_millis);
         let [steady_at, accepted_at, time] = times;
         for number in [*position, steady_at, accepted_at, event.sdk_app_id, time] {
-            sum.update(&number.to_le_bytes());
+            summed.extend(number.to_le_bytes());
         }
-        sum.update(event.id.as_bytes());
+        summed.extend(event.id.as_bytes());
         let texts = [
             Some(&event.event_type),
             Some(&event.source),
@@ -139,10 +138,10 @@ impl Stored {
             traceparent.as_ref(),
         ];
         for text in texts {
-            sum.update(&text.map_or(u64::MAX, |text| text.len() as u64).to_le_bytes());
-            sum.update(text.map_or(&[][..], |text| text.as_bytes()));
+            summed.extend(text.map_or(u64::MAX, |text| text.len() as u64).to_le_bytes());
+            summed.extend(text.map_or(&[][..], |text| text.as_bytes()));
         }
-        sum.finalize()
+        crc32fast::hash(&summed)
     }
 
     /// About so many bytes of the file.

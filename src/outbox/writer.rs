@@ -296,9 +296,13 @@ impl Writer {
     pub(super) fn apply(&mut self, batch: Batch, written: Written) -> Result<(), String> {
         self.ids.commit();
         self.position += written.accepted;
-        if written.accepted > 0 {
-            self.last.send_replace(self.position); // before any answer: who has one finds its event
-        }
+        // Before any answer: who has one finds its event. Whoever waits for events is woken after the answers,
+        // which are in more of a hurry.
+        let newest = self.position;
+        self.last.send_if_modified(|last| {
+            *last = newest;
+            false
+        });
         let shared = &self.shared;
         shared.bytes.fetch_add(written.bytes, Relaxed); // roughly, until it is measured
         shared.quarantined.fetch_add(written.kept, Relaxed);
@@ -320,8 +324,11 @@ impl Writer {
         self.forgets = self.ids.len() > self.config.remember_ids_max;
         self.unmeasured += written.bytes + PAGES_A_COMMIT * self.page_size;
         self.count(&written);
-        let Written { appends, quarantined, .. } = written;
+        let Written { appends, quarantined, accepted, .. } = written;
         self.answer(batch.answer_with(appends, quarantined));
+        if accepted > 0 {
+            self.last.send_modify(|_| ());
+        }
         self.look_after_size(has_trimmed)
     }
 
@@ -380,10 +387,13 @@ impl Writer {
         Ok(())
     }
 
-    fn answer(&self, answers: Answers) {
-        if !answers.is_empty() {
-            self.shared.queued.fetch_sub(answers.len(), Relaxed);
-            let _ = self.answers.send(answers); // the runtime is gone: so are the waiters
+    /// One is answered from here. To wake many takes a while, so a task of theirs does it.
+    fn answer(&self, mut answers: Answers) {
+        self.shared.queued.fetch_sub(answers.len(), Relaxed);
+        match answers.len() {
+            0 => {}
+            1 => drop(answers.pop().map(|(waiter, outcome)| waiter.send(outcome))),
+            _ => drop(self.answers.send(answers)), // the runtime may be gone: so are the waiters
         }
     }
 
