@@ -3,14 +3,13 @@
 
 use std::panic;
 use std::process::ExitCode;
-use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 use anyhow::{Context as _, bail};
 use clap::Parser as _;
 use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use topic_bridge::app::App;
 use topic_bridge::cli::{self, Arguments, Command};
 use topic_bridge::config::Faults;
@@ -52,8 +51,9 @@ fn serve(settings: Settings) -> anyhow::Result<ExitCode> {
         .build()
         .context("cannot start the runtime")?;
     let result = runtime.block_on(async {
-        let stop = stop_signal(panicked)?; // before anything is opened, so that no signal finds us unprepared
-        App::build(settings).await?.run(stop).await
+        let stop = stop_signal(panicked.clone())?; // before anything is opened, so that no signal finds us unprepared
+        App::build(settings).await?.run(stop).await?;
+        check(&panicked)
     });
     if let Err(error) = &result {
         tracing::error!(error = format!("{error:#}"), "topic-bridge ends");
@@ -62,28 +62,36 @@ fn serve(settings: Settings) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Has each panic told as usual, and the first one end the process: what has panicked is not there any more,
+/// Reports each panic as usual, and has the first one end the process: what has panicked is not there any more,
 /// and nothing else might notice.
-fn watch_for_panics() -> oneshot::Receiver<String> {
-    let (first, panicked) = oneshot::channel();
-    let first = Mutex::new(Some(first));
+fn watch_for_panics() -> watch::Receiver<Option<String>> {
+    let (first, panicked) = watch::channel(None);
     let usual = panic::take_hook();
     panic::set_hook(Box::new(move |panic| {
         usual(panic);
-        let first = first.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(first) = first {
-            let thread = thread::current();
-            let name = thread.name().unwrap_or("without a name");
-            let _ = first.send(format!("the thread {name:?} {panic}")); // it may be stopping already
-        }
+        let thread = thread::current();
+        let name = thread.name().unwrap_or("without a name");
+        let place = panic.location().map(ToString::to_string).unwrap_or_default();
+        let said = panic.payload_as_str().unwrap_or("no text");
+        let reason = format!(
+            "the thread {name:?} panicked at {place}: {said}: this is a bug in topic-bridge, please report it"
+        );
+        first.send_if_modified(|first| first.is_none() && first.replace(reason).is_none());
     }));
     panicked
+}
+
+fn check(panicked: &watch::Receiver<Option<String>>) -> anyhow::Result<()> {
+    match &*panicked.borrow() {
+        Some(panic) => bail!(panic.clone()),
+        None => Ok(()),
+    }
 }
 
 /// Completes at the first SIGTERM or SIGINT, or with the first panic; a second signal ends the process at
 /// once.
 fn stop_signal(
-    panicked: oneshot::Receiver<String>,
+    mut panicked: watch::Receiver<Option<String>>,
 ) -> anyhow::Result<impl Future<Output = anyhow::Result<()>>> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
@@ -104,10 +112,11 @@ fn stop_signal(
             }
         }
     });
-    Ok(async {
+    Ok(async move {
         tokio::select! {
-            _ = stop => Ok(()), // the task lives as long as the runtime
-            Ok(panic) = panicked => bail!("{panic}: this is a bug in topic-bridge, please report it"),
+            _ = stop => {} // the task lives as long as the runtime
+            _ = panicked.wait_for(Option::is_some) => {}
         }
+        check(&panicked)
     })
 }

@@ -9,7 +9,7 @@ use anyhow::{Context as _, anyhow};
 use tokio::runtime::Builder;
 use tokio::task::{Id, JoinSet};
 
-/// How long what still blocks in a client library may hold up the end of the thread that it ran for.
+/// How long to wait, at the end of a thread, for calls into client libraries that still block.
 const LEFTOVERS: Duration = Duration::from_secs(1);
 
 #[derive(Default)]

@@ -15,6 +15,9 @@ use serde::{Serialize, Serializer};
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Timestamp(u64);
 
+/// The last millisecond of the year 9999: there is no RFC 3339 text for a later one.
+const LAST: u64 = 253_402_300_799_999;
+
 impl Timestamp {
     pub(crate) const fn from_millis(milliseconds: u64) -> Self {
         Timestamp(milliseconds)
@@ -68,7 +71,7 @@ impl Sub<Duration> for Timestamp {
 
 impl fmt::Display for Timestamp {
     fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
-        let time = UNIX_EPOCH + Duration::from_millis(self.0);
+        let time = UNIX_EPOCH + Duration::from_millis(self.0.min(LAST));
         humantime::format_rfc3339_millis(time).fmt(formatter)
     }
 }
@@ -141,6 +144,17 @@ fn uptime() -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn any_time_can_be_shown() {
+        for (milliseconds, shown) in [
+            (0, "1970-01-01T00:00:00.000Z"),
+            (LAST, "9999-12-31T23:59:59.999Z"),
+            (u64::MAX, "9999-12-31T23:59:59.999Z"),
+        ] {
+            assert_eq!(Timestamp::from_millis(milliseconds).to_string(), shown);
+        }
+    }
 
     #[test]
     fn both_times_begin_with_what_the_wall_says() {

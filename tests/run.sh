@@ -1,21 +1,21 @@
 #!/usr/bin/env bash
 # Runs every test: unit and property tests, and the real program over real sockets, files and signals, against
-# real Kafka, RabbitMQ and NATS brokers, which the tests start on free loopback ports and which end with them.
+# real Kafka, RabbitMQ and NATS brokers, which the tests start on free loopback ports and stop at the end.
 # Arguments go to cargo test, as in: tests/run.sh --test it -- crash
-# Once it has installed what is missing, `cargo test --test it -- --include-ignored NAME` does as well.
+# Once it has installed what is missing, `cargo test --test it -- --include-ignored NAME` works as well.
 #
-# A broker is taken where its address is given (BRIDGE_TEST_KAFKA=host:port, BRIDGE_TEST_RABBITMQ=
-# amqp://…, BRIDGE_TEST_NATS=nats://…), else from Docker Compose where a Docker engine runs, else from what
-# tests/brokers/install has installed. For one that is given:
-#   BRIDGE_TEST_CONTROL=COMMAND     takes `kafka stop`, `kill`, `start`, `pause` or `resume`, `rabbitmq ctl …`
+# For each broker the tests use the address they are given (BRIDGE_TEST_KAFKA=host:port, BRIDGE_TEST_RABBITMQ=
+# amqp://…, BRIDGE_TEST_NATS=nats://…), otherwise Docker Compose if a Docker engine is running, otherwise what
+# tests/brokers/install has installed. For a broker whose address is given:
+#   BRIDGE_TEST_CONTROL=COMMAND     accepts `kafka stop`, `kill`, `start`, `pause` or `resume`, `rabbitmq ctl …`
 #   BRIDGE_TEST_KAFKA_TLS, _KAFKA_MTLS, _KAFKA_SASL, _RABBITMQ_TLS, _NATS_TLS, _NATS_MTLS   addresses with TLS
 #   BRIDGE_TEST_CERTS=FOLDER        ca.pem, client.pem, client.key and more: see tests/servers/certificates.rs
-# BRIDGE_TEST_WITHOUT="kafka rabbitmq" leaves out the brokers it names: their tests report themselves
-# as skipped. BRIDGE_TEST_PYTHON is a Python that has the clients of tests/brokers/requirements.txt.
+# BRIDGE_TEST_WITHOUT="kafka rabbitmq" leaves out the brokers it names: their tests report themselves as
+# skipped. BRIDGE_TEST_PYTHON is a Python that has the clients of tests/brokers/requirements.txt.
 #
-# Needs cargo. What else is missing Debian's apt-get is asked for: a C and a C++ compiler, make and perl to
-# build librdkafka and OpenSSL, python3 for the brokers' other clients, sqlite3 for damaged outboxes, and what
-# the brokers need. Needs root, for some tests mount a small tmpfs to fill it.
+# Needs cargo. Anything else that is missing is installed with Debian's apt-get: a C and a C++ compiler, make and
+# perl to build librdkafka and OpenSSL, python3 for the brokers' other clients, sqlite3 for damaged outboxes, and
+# what the brokers need. Needs root, because some tests mount a small tmpfs and fill it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

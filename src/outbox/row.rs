@@ -202,7 +202,7 @@ impl Values<'_> {
 /// In milliseconds.
 impl ToSql for Timestamp {
     fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
-        Ok(self.as_millis().cast_signed().into())
+        Ok(i64::try_from(self.as_millis()).unwrap_or(i64::MAX).into())
     }
 }
 

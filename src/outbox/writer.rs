@@ -1,6 +1,6 @@
 //! The one thread that writes. It takes whatever is queued, writes it in one transaction with one
-//! sync, and hands the answers to a task on the reactor (waking the waiters from here would cost a
-//! tenth more CPU). Between batches it looks after the history, the log and the health.
+//! sync, and answers: one waiter itself, many through a task on the reactor (waking them all from here would
+//! cost a tenth more CPU). Between batches it looks after the history, the log and the health.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;

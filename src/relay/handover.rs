@@ -22,7 +22,7 @@ impl Relay {
             );
             verdicts = vec![Verdict::Away(Reason::new(Kind::Other, text)); events.len()];
         }
-        self.try_alone(events, &mut verdicts).await;
+        self.try_alone(events, &mut verdicts, started).await;
         self.metrics.publish_seconds.observe(started.elapsed().as_secs_f64());
         let now = self.outbox.clock().steady();
         for (event, verdict) in events.iter().zip(&verdicts) {
@@ -42,9 +42,9 @@ impl Relay {
         verdicts
     }
 
-    /// Gives each event that was refused in company a try by itself, in order, for as long as the sink takes
-    /// something.
-    async fn try_alone(&mut self, events: &[Stored], verdicts: &mut [Verdict]) {
+    /// Gives each event that was refused in company a try by itself, in order, for as long as the sink accepts
+    /// something. There may be many: those that are left when `relay.confirm_timeout` has passed keep their place.
+    async fn try_alone(&mut self, events: &[Stored], verdicts: &mut [Verdict], started: Instant) {
         let away = |verdict: &Verdict| match verdict {
             Verdict::Away(reason) => Some(reason.clone()),
             _ => None,
@@ -54,6 +54,9 @@ impl Relay {
             let Verdict::Alone(refused) = &*verdict else { continue };
             *verdict = match &is_away {
                 Some(reason) => Verdict::Away(reason.clone()),
+                None if started.elapsed() >= self.config.confirm_timeout => {
+                    Verdict::Away(refused.clone())
+                }
                 None => match self.sink.deliver(slice::from_ref(event)).await.pop() {
                     Some(Verdict::Alone(reason)) => Verdict::Later(reason),
                     Some(verdict) => verdict,

@@ -76,8 +76,8 @@ impl SinkKind {
     }
 }
 
-/// `sink`, and the section of each broker. All of them are checked whichever is in use, so that a typing
-/// error shows before the day the sink is changed.
+/// `sink`, and the section of each broker in this build. All are checked whichever is in use, so that a typo
+/// shows before the day the sink is changed.
 #[derive(Debug, Clone)]
 pub(crate) struct Config {
     pub(crate) kind: SinkKind,

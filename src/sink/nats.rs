@@ -62,7 +62,9 @@ impl Broker for Nats {
     const BATCHES: usize = 4;
 
     async fn open(&self, steps: &mut Steps) -> Result<Link, Failed> {
-        let link = Link::connect(self).await.map_err(|reason| match reason.kind {
+        let options = connection::options(&self.config, self.patience).await;
+        let options = options.map_err(|reason| reason.at("credentials"))?;
+        let link = Link::connect(self, options).await.map_err(|reason| match reason.kind {
             Kind::Credentials => {
                 steps.good("connection", "the server answers");
                 reason.at("credentials")

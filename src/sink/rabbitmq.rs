@@ -97,6 +97,7 @@ impl Session for Link {
 
     async fn publish(&mut self, messages: Vec<Outgoing<'_>>) -> Vec<Verdict> {
         if let Err(reason) = self.open_channel().await {
+            self.is_doubted = reason.kind != Kind::Blocked;
             return vec![Verdict::Away(reason); messages.len()];
         }
         let mut fit = Vec::with_capacity(messages.len());

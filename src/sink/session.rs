@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::{Finding, Health, Outgoing};
 use crate::verdict::{Kind, Reason, Verdict};
 
-/// While events come back unroutable, how often the topology is checked again.
+/// While events are unroutable, how often the topology is checked again.
 const CHECK_EVERY: Duration = Duration::from_secs(1);
 
 /// Where sessions come from.
@@ -90,15 +90,10 @@ impl Steps {
     fn add(&mut self, point: &'static str, verdict: Health, text: String) {
         self.findings.push(Finding { point, verdict, text });
     }
-
-    fn doubts(self) -> Vec<String> {
-        let doubtful = self.findings.into_iter().filter(|f| f.verdict == Health::Doubtful);
-        doubtful.map(|finding| finding.text).collect()
-    }
 }
 
-/// Goes the way of a session point by point, and changes nothing there. The points come in an order in
-/// which each needs those before it; the first bad one may be the last.
+/// Opens and checks a session step by step, and changes nothing. Each step depends on those before it, so a bad
+/// one may be the last.
 pub(super) async fn examine(broker: &impl Broker) -> Vec<Finding> {
     let mut steps = Steps::new(true);
     let result = async {
@@ -118,21 +113,31 @@ pub(super) struct Delivery<B: Broker> {
     /// Taken while it is in use, so that a call that is dropped midway takes it along: nobody knows what is
     /// still on its way then.
     session: Option<B::Session>,
-    is_checked: bool,
+    doubt: Doubt,
     checked_at: Instant,
     /// What is doubtful and was said already.
     said: Vec<String>,
 }
 
+/// Whether the topology is as it was when it was checked.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Doubt {
+    None,
+    /// Some events were unroutable, or not accepted for another reason of their own.
+    Some,
+    /// Nothing is accepted, or nothing is known.
+    Full,
+}
+
 impl<B: Broker> Delivery<B> {
     pub(super) fn new(broker: B, session: Option<B::Session>) -> Self {
         let checked_at = Instant::now();
-        Delivery { broker, session, is_checked: false, checked_at, said: Vec::new() }
+        Delivery { broker, session, doubt: Doubt::Full, checked_at, said: Vec::new() }
     }
 
     /// Whether events can be delivered now. What was there may have gone since it was checked.
     pub(super) async fn ready(&mut self) -> Result<(), Reason> {
-        self.is_checked = false;
+        self.doubt = Doubt::Full;
         let session = self.prepare().await?;
         self.session = Some(session);
         Ok(())
@@ -144,11 +149,17 @@ impl<B: Broker> Delivery<B> {
             Err(reason) => return vec![Verdict::Away(reason); messages.len()],
         };
         let verdicts = session.publish(messages).await;
-        let has = |is: fn(&Verdict) -> bool| verdicts.iter().any(is);
-        let may_be_gone = has(|verdict| matches!(verdict, Verdict::Away(_)))
-            || has(|verdict| matches!(verdict, Verdict::Later(_)))
-                && self.checked_at.elapsed() >= CHECK_EVERY;
-        self.is_checked = !may_be_gone;
+        let of = |verdict: &Verdict| match verdict {
+            Verdict::Away(_) => Doubt::Full,
+            Verdict::Later(_) => Doubt::Some,
+            Verdict::Delivered | Verdict::Alone(_) | Verdict::Refused(_) => Doubt::None,
+        };
+        let has = |doubt| verdicts.iter().any(|verdict| of(verdict) == doubt);
+        self.doubt = match () {
+            () if has(Doubt::Full) => Doubt::Full,
+            () if has(Doubt::Some) => Doubt::Some,
+            () => Doubt::None,
+        };
         // What one in doubt still holds must not go out later: it goes at once.
         self.session = Some(session).filter(Session::is_sound);
         verdicts
@@ -166,27 +177,41 @@ impl<B: Broker> Delivery<B> {
         let mut session = match self.session.take().filter(Session::is_sound) {
             Some(session) => session,
             None => {
-                self.is_checked = false;
+                self.doubt = Doubt::Full;
                 self.broker.open(&mut steps).await.map_err(|failed| failed.reason)?
             }
         };
-        if self.is_checked {
+        let is_checked = match self.doubt {
+            Doubt::None => true,
+            Doubt::Some => self.checked_at.elapsed() < CHECK_EVERY,
+            Doubt::Full => false,
+        };
+        if is_checked {
             return Ok(session);
         }
         if let Err(Failed { reason, .. }) = session.check(&mut steps).await {
-            // What is wrong with the broker is no fault of the connection.
+            // What is wrong with the broker's topology is no fault of the connection.
             if matches!(reason.kind, Kind::Topology | Kind::Blocked) {
                 self.session = Some(session);
+            } else if session.is_sound() {
+                session.close().await;
             }
             return Err(reason);
         }
-        let doubts = steps.doubts();
-        for doubt in doubts.iter().filter(|doubt| !self.said.contains(doubt)) {
-            tracing::warn!("{doubt}");
-        }
-        self.said = doubts;
-        (self.is_checked, self.checked_at) = (true, Instant::now());
+        self.warn(steps);
+        (self.doubt, self.checked_at) = (Doubt::None, Instant::now());
         Ok(session)
+    }
+
+    /// Says each doubt once.
+    fn warn(&mut self, steps: Steps) {
+        let doubtful = steps.findings.into_iter().filter(|f| f.verdict == Health::Doubtful);
+        for Finding { point, text, .. } in doubtful {
+            if !self.said.contains(&text) {
+                tracing::warn!(point, "{text}");
+                self.said.push(text);
+            }
+        }
     }
 
     #[cfg(test)]

@@ -94,7 +94,7 @@ fn property(name: &str, value: &Value) -> Result<(String, String), String> {
             .map(|whole| whole.to_string())
             .or_else(|| number.to_u128().map(|whole| whole.to_string()))
             .or_else(|| number.to_f64().map(|float| float.to_string()))
-            .ok_or("is not a number that can be written")?,
+            .ok_or("is a number that cannot be written as text")?,
         _ => return Err("is neither text, a number, nor true or false".into()),
     };
     match name.strip_suffix("_file") {

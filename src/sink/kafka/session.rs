@@ -1,11 +1,11 @@
 //! A producer, its topic looked after, and what becomes of a batch. One that could not deliver is thrown
 //! away: what is still in it would be sent late, behind its own repetition.
 
-use std::thread;
 use std::time::Duration;
 
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{DeliveryFuture, FutureRecord, Producer as _, PurgeConfig};
+use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
@@ -18,10 +18,7 @@ use super::topic::Seen;
 use super::{Kafka, message};
 use crate::verdict::{Kind, Reason, Verdict};
 
-/// How long `close` waits for what a dropped batch left behind…
-const FLUSH: Duration = Duration::from_secs(1);
-
-/// …and for the client to end its threads.
+/// How long `close` waits for the client to end its threads.
 const GOODBYE: Duration = Duration::from_secs(2);
 
 /// How long a full queue with nothing unconfirmed in it is given.
@@ -238,24 +235,21 @@ impl Session for Producing {
         !self.is_doubted && fatal(self.producer()).is_none()
     }
 
-    /// After a batch that was dropped midway, gives what is in flight a moment to arrive.
+    /// Nothing is in flight between two batches.
     async fn close(mut self) {
         let Some(producer) = self.producer.take() else { return };
-        let closed = spawn_blocking(move || {
-            if let Err(error) = producer.flush(FLUSH) {
-                tracing::debug!(%error, "not everything was confirmed: the next start sends it again");
-            }
-        });
-        let _ = timeout(GOODBYE, closed).await;
+        let _ = timeout(GOODBYE, spawn_blocking(move || drop(producer))).await;
     }
 }
 
-/// Takes back what was not sent. To end a producer can block, and nobody needs to wait for it.
+/// Takes back what was not sent. Ending a producer can block; only the end of the runtime waits for it.
 impl Drop for Producing {
     fn drop(&mut self) {
-        if let Some(producer) = self.producer.take() {
-            producer.purge(PurgeConfig::default().queue().inflight());
-            thread::spawn(move || drop(producer));
+        let Some(producer) = self.producer.take() else { return };
+        producer.purge(PurgeConfig::default().queue().inflight());
+        match Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn_blocking(move || drop(producer))),
+            Err(_) => drop(producer), // never used: it was built for its properties to be checked
         }
     }
 }

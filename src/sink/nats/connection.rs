@@ -53,9 +53,8 @@ enum LinkState {
 
 impl Link {
     /// Tries each server once, in any order.
-    pub(super) async fn connect(nats: &Nats) -> Result<Self, Reason> {
+    pub(super) async fn connect(nats: &Nats, options: ConnectOptions) -> Result<Self, Reason> {
         let config = &nats.config;
-        let options = options(config, nats.patience).await?;
         let mut servers: Vec<_> = config.servers.iter().map(ToString::to_string).collect();
         fastrand::shuffle(&mut servers);
         let all = PER_SERVER * u32::try_from(servers.len()).unwrap_or(1) + PER_SERVER;
@@ -138,11 +137,12 @@ fn only_once(pool: &[Server]) -> Option<ReconnectToServer> {
     Some(ReconnectToServer { addr: chosen.addr.clone(), delay: Some(Duration::ZERO) })
 }
 
-async fn options(config: &Config, patience: Duration) -> Result<ConnectOptions, Reason> {
+/// An error is about a file that cannot be read.
+pub(super) async fn options(config: &Config, patience: Duration) -> Result<ConnectOptions, Reason> {
     let unreadable = |text: String| Reason::new(Kind::Credentials, text);
     let mut options = ConnectOptions::new()
         .name("topic-bridge")
-        // The third in a row without an answer ends the connection, which is not to be before its time.
+        // The third unanswered ping in a row ends the connection, which must not be before `patience` is over.
         .ping_interval(PING_EVERY.max(patience / 2))
         .connection_timeout(PER_SERVER)
         .request_timeout(Some(patience))

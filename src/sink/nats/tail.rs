@@ -9,7 +9,7 @@ use percent_encoding::percent_decode_str;
 use tokio::sync::mpsc;
 
 use super::super::{Terms, subscribed};
-use super::connection::Link;
+use super::connection::{self, Link};
 use super::{Config, Nats, PREFIX};
 use crate::message::{Encoding, reassemble};
 
@@ -20,7 +20,9 @@ pub(in super::super) async fn tail(
     from_start: bool,
     lines: mpsc::Sender<String>,
 ) -> anyhow::Result<()> {
-    let link = Link::connect(&Nats::new(config, terms)).await;
+    let options = connection::options(config, terms.patience).await;
+    let options = options.map_err(|reason| anyhow!(reason.text))?;
+    let link = Link::connect(&Nats::new(config, terms), options).await;
     let mut link = link.map_err(|reason| anyhow!(reason.text))?;
     let stream = link.context.get_stream(&config.stream).await;
     let stream = stream.with_context(|| format!("the stream {}", config.stream))?;

@@ -150,7 +150,7 @@ impl Alarm {
         }
         self.status.blocked().then(|| {
             let text = format!(
-                "RabbitMQ has blocked the connection ({}): its memory or disk runs low, see \
+                "RabbitMQ has blocked the connection ({}): it is running low on memory or disk space, see \
                  `rabbitmq-diagnostics alarms` there; delivery goes on when the alarm is over",
                 self.cause
             );

@@ -13,7 +13,7 @@ pub(super) fn sort(error: &Error) -> Reason {
     let (kind, text) = match error.kind() {
         ErrorKind::ProtocolError(error) => answer(error.get_id(), error.get_message().as_str()),
         ErrorKind::IOError(error) => {
-            (no_io(error).0, format!("the connection to RabbitMQ is lost: {error}"))
+            (io_error(error).0, format!("the connection to RabbitMQ is lost: {error}"))
         }
         ErrorKind::MissingHeartbeatError => {
             let text =
@@ -41,7 +41,7 @@ pub(super) fn sort(error: &Error) -> Reason {
 pub(super) fn sort_at_connecting(error: &Error, address: &str) -> Reason {
     let Reason { kind, text } = match error.kind() {
         ErrorKind::IOError(error) => {
-            let (kind, advice) = no_io(error);
+            let (kind, advice) = io_error(error);
             Reason::new(kind, format!("{error}{advice}"))
         }
         _ => sort(error),
@@ -93,7 +93,7 @@ pub(super) fn size_limit(text: &str) -> Option<usize> {
 }
 
 /// What an error of the network or of TLS means, and what to look at if it comes at connecting.
-fn no_io(error: &io::Error) -> (Kind, &'static str) {
+fn io_error(error: &io::Error) -> (Kind, &'static str) {
     use io::ErrorKind::{ConnectionAborted, ConnectionReset};
     let text = error.to_string();
     if text.contains("invalid peer certificate") {

@@ -35,8 +35,8 @@ pub(super) async fn check(link: &Link, steps: &mut Steps) -> Result<(), Failed> 
     let exchange = check_entity(link, Entity::Exchange(&config.exchange), steps).await;
     steps.go_on(exchange)?;
     let Some(queue) = &config.queue else {
-        let text = "none is configured: an event for which no consumer has bound one is tried again \
-                    until there is one";
+        let text = "none is configured: an event that no consumer's queue is bound for is retried until \
+                    one is";
         if steps.is_look() {
             steps.doubtful("queue", text);
         }
@@ -91,7 +91,7 @@ async fn check_entity(link: &Link, entity: Entity<'_>, steps: &mut Steps) -> Res
                 },
             );
         }
-        // Nobody but an operator asked for it.
+        // With declare = "none" the bridge itself does not need the queue.
         Err((Some(404), reason)) if config.declare == Declare::None && point == "queue" => {
             steps.doubtful(point, reason.text);
         }
