@@ -1,4 +1,4 @@
-//! Handing events over to the sink, and counting what it says.
+//! Handing events over to the sink, and counting its verdicts.
 
 use std::slice;
 use std::time::Instant;
@@ -42,8 +42,8 @@ impl Relay {
         verdicts
     }
 
-    /// Gives each event that was refused in company a try by itself, in order, for as long as the sink takes
-    /// something.
+    /// Retries, one by one and in order, the events that were refused as part of a batch, as long as the
+    /// sink accepts any.
     async fn try_alone(&mut self, events: &[Stored], verdicts: &mut [Verdict]) {
         let away = |verdict: &Verdict| match verdict {
             Verdict::Away(reason) => Some(reason.clone()),
