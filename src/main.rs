@@ -1,5 +1,5 @@
-//! Arguments → one match over the subcommands → exit code. 0: asked to stop, or done; 1: failed;
-//! 2: usage (clap's own); 78: configuration.
+//! Arguments → one match over the subcommands → exit code. 0: asked to stop, or done; 1: failed; 2: usage
+//! (from clap); 78: configuration.
 
 use std::panic;
 use std::process::ExitCode;
@@ -16,7 +16,7 @@ use topic_bridge::cli::{self, Arguments, Command};
 use topic_bridge::config::Faults;
 use topic_bridge::settings::Settings;
 
-/// `EX_CONFIG` of sysexits.h: a service manager can tell a fault that a restart will not mend.
+/// `EX_CONFIG` of sysexits.h: tells a service manager that a restart will not help.
 const CONFIGURATION: u8 = 78;
 
 fn main() -> ExitCode {
@@ -40,7 +40,8 @@ fn exit_code(error: &anyhow::Error) -> ExitCode {
 
 fn serve(settings: Settings) -> anyhow::Result<ExitCode> {
     settings.start_log();
-    // The usual soft limit of 1024 is less than ingress.max_connections; the hard one is meant for us.
+    // The usual soft limit of 1024 is lower than ingress.max_connections; the hard limit is meant for
+    // programs like this one.
     if let Err(error) = rlimit::increase_nofile_limit(u64::MAX) {
         tracing::warn!(%error, "cannot raise the limit on open files");
     }
@@ -52,7 +53,7 @@ fn serve(settings: Settings) -> anyhow::Result<ExitCode> {
         .build()
         .context("cannot start the runtime")?;
     let result = runtime.block_on(async {
-        let stop = stop_signal(panicked)?; // before anything is opened, so that no signal finds us unprepared
+        let stop = stop_signal(panicked)?; // before anything is opened, so that no signal is missed
         App::build(settings).await?.run(stop).await
     });
     if let Err(error) = &result {
@@ -62,8 +63,8 @@ fn serve(settings: Settings) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Has each panic told as usual, and the first one end the process: what has panicked is not there any more,
-/// and nothing else might notice.
+/// Lets each panic be reported as usual, and the first one end the process: the part that panicked is
+/// gone, and nothing else might notice.
 fn watch_for_panics() -> oneshot::Receiver<String> {
     let (first, panicked) = oneshot::channel();
     let first = Mutex::new(Some(first));
@@ -74,7 +75,7 @@ fn watch_for_panics() -> oneshot::Receiver<String> {
         if let Some(first) = first {
             let thread = thread::current();
             let name = thread.name().unwrap_or("without a name");
-            let _ = first.send(format!("the thread {name:?} {panic}")); // it may be stopping already
+            let _ = first.send(format!("the thread {name:?} {panic}")); // it may already be stopping
         }
     }));
     panicked
