@@ -18,8 +18,8 @@ COPY . .
 # keep what was fetched and compiled, so that the next build compiles only what changed.
 RUN --mount=type=cache,target=/usr/local/cargo/registry,sharing=locked \
     --mount=type=cache,target=/src/target,sharing=locked \
-    cargo build --release --locked --bin topic-bridge --no-default-features --features "$FEATURES" \
-    && cp target/release/topic-bridge /usr/local/bin/
+    cargo build --profile dist --locked --bin topic-bridge --no-default-features --features "$FEATURES" \
+    && cp target/dist/topic-bridge /usr/local/bin/
 
 FROM debian:bookworm-slim
 # Certificates of the public authorities, for brokers that have one.

@@ -6,7 +6,7 @@ use tokio::sync::oneshot;
 use super::ids::{Ids, Seen};
 #[cfg(test)]
 use super::probe::{Probe, Rest};
-use super::row::{OVERHEAD, Stored, insert, inserting};
+use super::row::{OVERHEAD, Values, inserting};
 use super::settlement::{Change, Settlement};
 use super::{Command, Outcome, Quarantined, Receipt, Record, Refusal, Waiter};
 use crate::event::recreated_id;
@@ -118,33 +118,25 @@ pub(super) fn append(
             Seen::BeforeWindow(before) => Some(before),
             Seen::Never => None,
         };
-        let mut stored = stored(record, position, now);
-        if before.is_some() {
-            stored.event.id = recreated_id(record.event.id, record.accepted_at);
-        }
-        let cost = stored.cost();
+        let Record { accepted_at, event, traceparent } = record;
+        let id = match before {
+            Some(_) => recreated_id(event.id, *accepted_at),
+            None => event.id,
+        };
+        let (steady_at, accepted_at, traceparent) = (now, *accepted_at, traceparent.as_deref());
+        let values = Values { position, steady_at, accepted_at, id, event, traceparent };
+        let cost = values.cost();
         if let Err(refusal) = room.take(cost) {
             written.appends.push(Err(refusal));
             continue;
         }
-        insert(&mut insertion, &stored)?;
+        values.insert(&mut insertion)?;
         ids.remember(transaction, record.event.id, position, now, before)?;
         written.bytes += cost;
         written.accepted += 1;
         written.appends.push(Ok(Receipt::Accepted));
     }
     Ok(())
-}
-
-fn stored(record: &Record, position: u64, now: Timestamp) -> Stored {
-    let Record { accepted_at, event, traceparent } = record;
-    Stored {
-        position,
-        steady_at: now,
-        accepted_at: *accepted_at,
-        event: event.clone(),
-        traceparent: traceparent.clone(),
-    }
 }
 
 /// Keeps callbacks that could not be understood, at most `places` of them.

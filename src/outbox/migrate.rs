@@ -6,7 +6,7 @@ use std::path::Path;
 use rusqlite::{Connection, Transaction, TransactionBehavior, params};
 
 use super::OpenError;
-use super::row::{COLUMNS, Stored, insert, inserting};
+use super::row::{COLUMNS, Stored, inserting};
 use super::schema::{APPLICATION, VERSION, explain, pragma, tables};
 use crate::message::Envelope;
 use crate::time::Timestamp;
@@ -93,7 +93,7 @@ fn copy(transaction: &Transaction, from: &str, to: &str) -> rusqlite::Result<()>
             Some(event) => {
                 let steady_at = accepted_at;
                 let stored = Stored { position, steady_at, accepted_at, event, traceparent };
-                insert(&mut insertion, &stored)?;
+                stored.values().insert(&mut insertion)?;
             }
             None => set_aside(transaction, position, accepted_at, text)?,
         }

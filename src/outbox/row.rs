@@ -103,7 +103,7 @@ impl Stored {
             },
             traceparent: text(12)?,
         };
-        if number(13)? != u64::from(stored.checksum()) {
+        if number(13)? != u64::from(stored.values().checksum()) {
             return Err(
                 "the stored event is damaged: its checksum does not match, check the disk".into()
             );
@@ -118,38 +118,84 @@ impl Stored {
         Stored { position, steady_at: accepted_at, accepted_at, event, traceparent: None }
     }
 
+    /// The values of its row.
+    pub(super) fn values(&self) -> Values<'_> {
+        Values {
+            position: self.position,
+            steady_at: self.steady_at,
+            accepted_at: self.accepted_at,
+            id: self.event.id,
+            event: &self.event,
+            traceparent: self.traceparent.as_deref(),
+        }
+    }
+}
+
+/// The values of a row to be inserted, except its checksum.
+pub(super) struct Values<'e> {
+    pub(super) position: u64,
+    pub(super) steady_at: Timestamp,
+    pub(super) accepted_at: Timestamp,
+    /// Replaces the event's own id.
+    pub(super) id: Uuid,
+    pub(super) event: &'e Envelope,
+    pub(super) traceparent: Option<&'e str>,
+}
+
+impl Values<'_> {
     /// Each value is summed with its length, so that no two rows sum the same text.
     pub(super) fn checksum(&self) -> u32 {
-        let Stored { position, steady_at, accepted_at, event, traceparent } = self;
-        let mut summed = Vec::with_capacity(self.event.data.len() + 512); // many small sums cost more
+        let Values { position, steady_at, accepted_at, id, event, traceparent } = self;
+        let mut summed = Vec::with_capacity(event.data.len() + 512); // many small sums cost more
         let times = [*steady_at, *accepted_at, event.time].map(Timestamp::as_millis);
         let [steady_at, accepted_at, time] = times;
         for number in [*position, steady_at, accepted_at, event.sdk_app_id, time] {
             summed.extend(number.to_le_bytes());
         }
-        summed.extend(event.id.as_bytes());
+        summed.extend(id.as_bytes());
         let texts = [
-            Some(&event.event_type),
-            Some(&event.source),
-            Some(&event.topic_id),
-            Some(&event.group_id),
-            event.platform.as_ref(),
-            Some(&event.data),
-            traceparent.as_ref(),
+            Some(&*event.event_type),
+            Some(&*event.source),
+            Some(&*event.topic_id),
+            Some(&*event.group_id),
+            event.platform.as_deref(),
+            Some(&*event.data),
+            *traceparent,
         ];
         for text in texts {
             summed.extend(text.map_or(u64::MAX, |text| text.len() as u64).to_le_bytes());
-            summed.extend(text.map_or(&[][..], |text| text.as_bytes()));
+            summed.extend(text.unwrap_or_default().as_bytes());
         }
         crc32fast::hash(&summed)
     }
 
     /// Roughly how many bytes of the file the row takes.
     pub(super) fn cost(&self) -> u64 {
-        let event = &self.event;
+        let event = self.event;
         let texts =
             [&event.event_type, &event.source, &event.topic_id, &event.group_id, &event.data];
         texts.into_iter().map(|text| text.len() as u64).sum::<u64>() + OVERHEAD
+    }
+
+    /// With a statement of [`inserting`].
+    pub(super) fn insert(&self, statement: &mut CachedStatement) -> rusqlite::Result<usize> {
+        let Values { position, steady_at, accepted_at, id, event, traceparent } = self;
+        statement.execute(params![
+            position.cast_signed(),
+            steady_at,
+            accepted_at,
+            id.as_bytes(),
+            event.sdk_app_id.cast_signed(),
+            event.event_type,
+            event.source,
+            event.time,
+            event.topic_id,
+            event.group_id,
+            event.platform,
+            event.data,
+            traceparent,
+            self.checksum(),
+        ])
     }
 }
 
@@ -181,24 +227,4 @@ pub(super) fn inserting<'t>(
     transaction.prepare_cached(&format!(
         "INSERT INTO {table} ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)"
     ))
-}
-
-pub(super) fn insert(statement: &mut CachedStatement, stored: &Stored) -> rusqlite::Result<usize> {
-    let Stored { position, steady_at, accepted_at, event, traceparent } = stored;
-    statement.execute(params![
-        position.cast_signed(),
-        steady_at,
-        accepted_at,
-        event.id.as_bytes(),
-        event.sdk_app_id.cast_signed(),
-        event.event_type,
-        event.source,
-        event.time,
-        event.topic_id,
-        event.group_id,
-        event.platform,
-        event.data,
-        traceparent,
-        stored.checksum(),
-    ])
 }

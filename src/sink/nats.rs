@@ -7,9 +7,9 @@
 
 mod config;
 mod connection;
+mod errors;
 mod stream;
 mod tail;
-mod verdict;
 
 use std::time::Duration;
 
@@ -27,8 +27,8 @@ use crate::message::DATA_CONTENT_TYPE;
 use crate::verdict::{Kind, Reason, Verdict};
 pub(super) use config::Config;
 use connection::{Link, lost};
+use errors::{confirmed, judge, not_in_time};
 pub(super) use tail::tail;
-use verdict::{confirmed, judge, not_in_time};
 
 /// A longer subject comes close to the line length at which a server cuts the connection.
 const MAX_SUBJECT_BYTES: usize = 2048;

@@ -98,3 +98,44 @@ fn judge_refusal(code: ErrorCode, text: &str) -> Verdict {
         _ => Verdict::Later(Reason::new(Kind::Other, text)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use async_nats::error::Error;
+
+    #[test]
+    fn each_error_has_its_verdict() {
+        use PublishErrorKind::*;
+        for (kind, expected) in [
+            (StreamNotFound, "away topology"),
+            (MaxPayloadExceeded, "refused too_large"),
+            (TimedOut, "away timeout"),
+            (BrokenPipe, "away unreachable"),
+            (MaxAckPending, "away blocked"),
+            (WrongLastSequence, "later other"),
+            (Other, "later other"),
+        ] {
+            assert_eq!(judge(&Error::new(kind)).to_string(), expected, "{kind:?}");
+        }
+        for (code, expected) in [
+            (ErrorCode::STREAM_MESSAGE_EXCEEDS_MAXIMUM, "refused too_large"),
+            (ErrorCode::STREAM_HEADER_EXCEEDS_MAXIMUM, "refused too_large"),
+            (ErrorCode::STREAM_NOT_MATCH, "away topology"),
+            (ErrorCode::STREAM_NOT_FOUND, "away topology"),
+            (ErrorCode::STREAM_SEALED, "away topology"),
+            (ErrorCode::STREAM_STORE_FAILED, "away rejected"),
+            (ErrorCode::ACCOUNT_RESOURCES_EXCEEDED, "away blocked"),
+            (ErrorCode::STORAGE_RESOURCES_EXCEEDED, "away blocked"),
+            (ErrorCode::CLUSTER_NOT_LEADER, "away blocked"),
+            (ErrorCode::STREAM_OFFLINE, "away blocked"),
+            (ErrorCode::JETSTREAM_NOT_ENABLED, "away topology"),
+            (ErrorCode::BAD_REQUEST, "later other"),
+        ] {
+            let refusal = serde_json::json!({ "code": 400, "err_code": code, "description": "x" });
+            let refusal: jetstream::Error = serde_json::from_value(refusal).unwrap();
+            let error = Error::with_source(Other, refusal);
+            assert_eq!(judge(&error).to_string(), expected, "{code:?}");
+        }
+    }
+}
