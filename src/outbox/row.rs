@@ -177,7 +177,7 @@ impl Values<'_> {
         texts.into_iter().map(|text| text.len() as u64).sum::<u64>() + OVERHEAD
     }
 
-    /// With a statement of [`inserting`].
+    /// Inserts the row with a statement from [`inserting`].
     pub(super) fn insert(&self, statement: &mut CachedStatement) -> rusqlite::Result<usize> {
         let Values { position, steady_at, accepted_at, id, event, traceparent } = self;
         statement.execute(params![
