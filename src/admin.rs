@@ -1,5 +1,5 @@
-//! The private listener: health that tells the truth, metrics, and the event stream, which shows every
-//! event that was accepted durably, whichever sink is in use. It has no authentication.
+//! The private listener: truthful health, metrics, and the event stream, which shows every event that was
+//! durably accepted, whichever sink is in use. It has no authentication.
 
 mod events;
 
@@ -39,7 +39,7 @@ impl Config {
     }
 }
 
-/// What the private listener knows.
+/// What the private listener's handlers share.
 pub(crate) struct Admin {
     pub(crate) outbox: Outbox,
     pub(crate) reader: Reader,
@@ -47,9 +47,9 @@ pub(crate) struct Admin {
     pub(crate) sink: watch::Receiver<SinkState>,
     pub(crate) sink_name: &'static str,
     pub(crate) max_bytes: u64,
-    /// Of the public listener: it is not ready from the first sign of stopping.
+    /// The public listener's phase: not ready from the first sign of stopping.
     pub(crate) ingress: watch::Receiver<Phase>,
-    /// Of this one: endless streams end when they have shown all.
+    /// This listener's phase: endless streams end when they have shown everything.
     pub(crate) phase: watch::Receiver<Phase>,
 }
 
@@ -100,7 +100,7 @@ impl Part {
     }
 }
 
-/// 200 while callbacks can be taken durably. A sink that is away only degrades: were the platform
+/// 200 while callbacks can be accepted durably. A sink that is away only degrades: if the platform were
 /// refused because of it, its callbacks would be lost.
 async fn readyz(State(admin): State<Arc<Admin>>) -> Response {
     let ingress = match *admin.ingress.borrow() {

@@ -1,10 +1,10 @@
-//! What the public listener says. The platform wants all three fields in every answer. Pure.
+//! What the public listener answers. The platform requires all three fields in every answer. Pure.
 
 use std::borrow::Cow;
 
 use crate::callback::Malformed;
 
-/// Everything that the public listener says.
+/// Every answer that the public listener gives.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Answer {
     Ok,
@@ -46,7 +46,7 @@ impl Answer {
         Cow::Owned(format!(r#"{{"ActionStatus":"FAIL","ErrorInfo":{info},"ErrorCode":{code}}}"#))
     }
 
-    /// `ErrorInfo`: short, useful, without secrets.
+    /// `ErrorInfo`: short and useful, without secrets.
     pub(crate) fn info(&self) -> String {
         match self {
             Answer::Ok => String::new(),

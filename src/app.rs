@@ -24,19 +24,19 @@ use crate::tasks::{Tasks, on_own_thread};
 use crate::time::Clock;
 use crate::tls;
 
-/// After the listener is closed, how long a kept-alive connection may still bring the request that
-/// was on its way: closing at once would cut it off. As long as the platform itself waits; the wait
-/// ends when all connections are gone.
+/// After the listener is closed, how long a kept-alive connection may still bring a request that is
+/// already on its way: closing at once would cut it off. As long as the platform itself waits; ends early
+/// when all connections are closed.
 const LAST_REQUESTS: Duration = Duration::from_secs(2);
 
-/// How long past their own deadlines requests in progress may take to end.
+/// How long requests in progress may run past their own deadlines.
 const GRACE: Duration = Duration::from_secs(1);
 
 const PUBLIC: &str = "public listener";
 const PRIVATE: &str = "private listener";
 const RELAY: &str = "relay";
 
-/// A bridge that is ready to run.
+/// A bridge that is built and ready to run.
 pub struct App {
     settings: Settings,
     outbox: Outbox,
@@ -50,7 +50,7 @@ pub struct App {
     admin_phase: watch::Sender<Phase>,
 }
 
-/// A bridge that runs.
+/// A running bridge.
 struct Running {
     settings: Settings,
     outbox: Outbox,
@@ -108,7 +108,7 @@ impl App {
         })
     }
 
-    /// Where callbacks are taken: the real port, also where 0 was asked for.
+    /// Where callbacks are received: the real port, even if 0 was configured.
     pub fn ingress_address(&self) -> std::io::Result<SocketAddr> {
         self.ingress_server.listener.local_addr()
     }
@@ -117,8 +117,8 @@ impl App {
         self.admin_server.listener.local_addr()
     }
 
-    /// Runs until `stop` completes, then stops in order; at once where that is an error. An error names the
-    /// part that failed.
+    /// Runs until `stop` completes, then stops in order; stops immediately if `stop` returns an error. An
+    /// error names the part that failed.
     pub async fn run(self, stop: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
         let mut running = self.start()?;
         match running.end(stop).await {
@@ -155,18 +155,18 @@ impl App {
 }
 
 impl Running {
-    /// Waits for the sign to stop. An error is why the bridge cannot go on.
+    /// Waits for the signal to stop. An error says why the bridge cannot go on.
     async fn end(&mut self, stop: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
         let mut health = self.outbox.health();
         tokio::select! {
-            biased; // a part that has failed is named first
+            biased; // name a failed part first
             error = self.tasks.first_end() => Err(error),
             reason = poisoned(&mut health) => Err(anyhow!("the outbox failed: {reason}")),
             stop = stop => stop,
         }
     }
 
-    /// Who waits for an answer still gets it; the file stays as it is for the next start.
+    /// Clients that are waiting still get an answer; the file stays as it is for the next start.
     async fn give_up(mut self) {
         self.ingress_phase.send_replace(Phase::Finishing);
         self.stop_relay.send_replace(true);
@@ -216,7 +216,7 @@ impl Running {
         self.admin_phase.send_replace(Phase::Finishing);
         if timeout(GRACE, self.tasks.end_of(PRIVATE)).await.is_err() {
             self.admin_phase.send_replace(Phase::Ended);
-            let _ = self.tasks.end_of(PRIVATE).await; // what it showed is over anyway
+            let _ = self.tasks.end_of(PRIVATE).await; // its result no longer matters
         }
     }
 }
@@ -268,7 +268,7 @@ async fn poisoned(health: &mut watch::Receiver<Health>) -> String {
     }
 }
 
-/// Says loudly what the operator has given up.
+/// Warns about each weak point that the operator has configured.
 fn warn_of_weak_points(settings: &Settings) {
     for app in settings.ingress.apps.iter().filter(|app| app.allow_unsigned) {
         tracing::warn!(

@@ -1,8 +1,8 @@
-//! The platform's callback protocol: query string and body in, a typed [`Callback`] out. Pure: no clock, no
-//! I/O, no logging.
+//! The platform's callback protocol: query string and body in, a typed [`Callback`] out. Pure: no clock,
+//! no I/O, no logging.
 //!
-//! The reader is tolerant where the platform is loose (parameter names in any case, numbers that
-//! come as text, unknown fields) and strict where an event would be wrong.
+//! Parsing is tolerant where the platform is loose (parameter names in any case, numbers sent as text,
+//! unknown fields) and strict where an event would otherwise be wrong.
 
 use std::borrow::Cow;
 use std::cell::Cell;
@@ -18,11 +18,11 @@ use crate::time::Timestamp;
 /// The one command that becomes an event.
 pub(crate) const TOPIC_CREATED: &str = "Group.CallbackAfterCreateTopic";
 
-/// How deep a value that we do not know may nest. Many JSON readers stop at 128 levels, and the
-/// event puts two of its own around it.
+/// How deep an unknown value may be nested. Many JSON readers stop at 128 levels, and the event adds two
+/// of its own around it.
 const MAX_DEPTH: usize = 120;
 
-/// The last millisecond of the year 9999, after which RFC 3339 has no text for a time.
+/// The last millisecond of the year 9999: RFC 3339 cannot represent a later time.
 const MAX_EVENT_TIME: u64 = 253_402_300_799_999;
 
 /// What the platform appends to the callback URL. Nothing here is checked yet.
@@ -37,8 +37,8 @@ pub(crate) struct Query<'a> {
 }
 
 impl<'a> Query<'a> {
-    /// Reads a raw query string. Any bytes will do: what is no parameter of the platform's is
-    /// skipped. The platform appends to the operator's own URL, so of two values the last counts.
+    /// Parses a raw query string. Any bytes are accepted, and unknown parameters are skipped. The
+    /// platform appends its parameters to the operator's own URL, so the last of two values counts.
     pub(crate) fn parse(raw: &'a str) -> Self {
         let mut query = Query::default();
         for (name, value) in form_urlencoded::parse(raw.as_bytes()) {
@@ -61,7 +61,7 @@ impl<'a> Query<'a> {
     }
 }
 
-/// A number of decimal digits and nothing else (`str::parse` also takes a leading `+`).
+/// A number of decimal digits only (`str::parse` also accepts a leading `+`).
 pub(crate) fn digits(text: &str) -> Option<u64> {
     let only_digits = text.bytes().all(|byte| byte.is_ascii_digit());
     if only_digits { text.parse().ok() } else { None }
@@ -89,14 +89,14 @@ pub(crate) struct CustomField<'a> {
     pub(crate) value: Cow<'a, str>,
 }
 
-/// Why an authentic body is no topic-created callback. Names fields, never their values, so it may
-/// be answered and logged.
+/// Why an authentic body is not a topic-created callback. Names fields, never their values, so it may be
+/// answered and logged.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct Malformed(pub(crate) String);
 
 impl<'a> Callback<'a> {
-    /// Reads a body. Any bytes will do; no input panics.
+    /// Parses a body. Any bytes are accepted; no input panics.
     pub(crate) fn parse(body: &'a [u8]) -> Result<Self, Malformed> {
         let text = std::str::from_utf8(body)
             .map_err(|error| malformed(format!("body is not UTF-8: {error}")))?;
@@ -114,7 +114,7 @@ fn malformed(reason: impl Into<String>) -> Malformed {
     Malformed(reason.into())
 }
 
-/// serde's own text for a wrong type quotes the value, which may be somebody's name; ours does not.
+/// serde's own message for a wrong type quotes the value, which may be a person's name; ours does not.
 fn explain(error: &serde_json::Error, field: &str) -> Malformed {
     match (error.classify(), field) {
         (serde_json::error::Category::Data, "") => malformed("body is not a JSON object"),
@@ -126,7 +126,7 @@ fn explain(error: &serde_json::Error, field: &str) -> Malformed {
     }
 }
 
-/// The body as it came: fields may be missing.
+/// The body as received: fields may be missing.
 #[derive(Default)]
 struct RawBody<'a> {
     command: Option<Cow<'a, str>>,
@@ -153,7 +153,7 @@ struct RawCustomField<'a> {
     value: Cow<'a, str>,
 }
 
-/// Keeps the name of the field that it is reading, for [`explain`].
+/// Keeps the name of the field that is being read, for [`explain`].
 struct BodyVisitor<'c> {
     field: &'c Cell<&'static str>,
 }
@@ -232,7 +232,7 @@ impl<'a> RawBody<'a> {
     }
 }
 
-/// Documented as an integer, shown in the platform's samples as a string: both are taken.
+/// Documented as an integer, but shown in the platform's samples as a string: both are accepted.
 fn event_time(value: &RawValue) -> Result<Option<Timestamp>, Malformed> {
     let text = value.get();
     if text == "null" {
@@ -245,8 +245,8 @@ fn event_time(value: &RawValue) -> Result<Option<Timestamp>, Malformed> {
     }
 }
 
-/// JSON text without the white space between its tokens, so that an event is always one line. All
-/// else stays to the letter: a 64-bit number, `1.0`, an escape.
+/// JSON text without white space between its tokens, so that an event is always one line. Everything else
+/// stays exactly as it is: a 64-bit number, `1.0`, an escape.
 fn compact(json: &str) -> Result<Cow<'_, str>, Malformed> {
     let (mut in_string, mut escaped, mut has_blanks) = (false, false, false);
     let (mut depth, mut deepest) = (0_usize, 0_usize);
@@ -275,8 +275,7 @@ fn compact(json: &str) -> Result<Cow<'_, str>, Malformed> {
     Ok(if has_blanks { Cow::Owned(kept) } else { Cow::Borrowed(json) })
 }
 
-/// The label under which a command that is not ours is counted: one of a closed set, so that no
-/// sender can grow the metrics.
+/// The label under which another command is counted: from a closed set, so that no sender can add labels.
 pub(crate) fn command_label(command: &str) -> &'static str {
     KNOWN_COMMANDS.iter().copied().find(|known| *known == command).unwrap_or("other")
 }

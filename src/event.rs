@@ -1,7 +1,7 @@
-//! The *topic created* event: its id, and its data. Pure: no clock, no randomness.
+//! The *topic created* event: its id and its data. Pure: no clock, no randomness.
 //!
-//! Its data is encoded once, and the outbox keeps that, so every attempt and every reader gets the same
-//! bytes.
+//! The data is encoded once, and the outbox keeps the result, so every attempt and every reader gets the
+//! same bytes.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -21,7 +21,7 @@ use crate::time::Timestamp;
 /// The UUIDv5 of the URL namespace and `urn:topic-bridge:topic-created`: the namespace of event ids.
 const EVENT_IDS: Uuid = Uuid::from_u128(0x22f64f84_0446_59ea_94db_3f472410cb17);
 
-/// The place of the app id in `event.source`.
+/// The placeholder for the app id in `event.source`.
 const APP_PLACEHOLDER: &str = "{sdk_app_id}";
 
 /// `[event]`.
@@ -60,7 +60,7 @@ pub(crate) struct TopicCreated<'a> {
     pub(crate) id: Uuid,
     pub(crate) event_type: Cow<'a, str>,
     pub(crate) source: Cow<'a, str>,
-    /// When it happened: the platform's `EventTime`, else the acceptance.
+    /// When it happened: the platform's `EventTime`, or else the time of acceptance.
     pub(crate) time: Timestamp,
     pub(crate) accepted_at: Timestamp,
     pub(crate) sdk_app_id: u64,
@@ -76,8 +76,8 @@ pub(crate) struct TopicCreated<'a> {
     pub(crate) extra: BTreeMap<Cow<'a, str>, Cow<'a, str>>,
 }
 
-/// The id of a topic's creation, the same on every replica and every attempt. App id, and event
-/// time where there is one, hold no `/`, so two creations never share the hashed text.
+/// The id of a topic's creation, the same on every replica and every attempt. Neither the app id nor the
+/// event time, if there is one, contains a `/`, so two creations never share the hashed text.
 pub(crate) fn id(sdk_app_id: u64, topic_id: &str, event_time: Option<Timestamp>) -> Uuid {
     let text = match event_time {
         Some(time) => format!("{sdk_app_id}/{}/{topic_id}", time.as_millis()),
@@ -86,8 +86,8 @@ pub(crate) fn id(sdk_app_id: u64, topic_id: &str, event_time: Option<Timestamp>)
     Uuid::new_v5(&EVENT_IDS, text.as_bytes())
 }
 
-/// The id of a topic that was deleted and, later than the deduplication window, created anew under
-/// its old id: another event, so another id.
+/// The id of a topic that was deleted and, after the deduplication window, recreated under its old id:
+/// another event, so another id.
 pub(crate) fn recreated_id(first: Uuid, accepted_at: Timestamp) -> Uuid {
     Uuid::new_v5(&first, accepted_at.as_millis().to_string().as_bytes())
 }
@@ -121,7 +121,7 @@ impl<'a> TopicCreated<'a> {
         }
     }
 
-    /// The event as the outbox takes it.
+    /// The event in the form that the outbox stores.
     pub(crate) fn seal(&self) -> Envelope {
         let data = Data {
             sdk_app_id: self.sdk_app_id,

@@ -1,8 +1,8 @@
-//! The public listener: takes callbacks, and answers once they are durable. The head decides first
+//! The public listener: receives callbacks, and answers once they are durable. First the head is decided
 //! (which app, is it authentic, which command), then the body.
 //!
-//! The platform waits two seconds and does not resend, so every wait here has a deadline, and an event
-//! that was queued is the outbox's whether or not anybody still waits for the answer.
+//! The platform waits two seconds and does not resend, so every wait here has a deadline. An event that
+//! was queued belongs to the outbox, whether or not a client still waits for the answer.
 
 mod apps;
 mod config;
@@ -34,7 +34,7 @@ use crate::signature::{Verified, verify};
 use crate::time::Timestamp;
 pub(crate) use config::Config;
 
-/// How often the log repeats that callbacks are refused for one reason.
+/// How often the log repeats that callbacks are refused for the same reason.
 const REMINDER: Duration = Duration::from_secs(60);
 
 pub(crate) struct Ingress {
@@ -67,7 +67,7 @@ impl Ingress {
             .with_state(self)
     }
 
-    /// What a connection over `ingress.max_connections` is told.
+    /// The answer to a connection over `ingress.max_connections`.
     pub(crate) fn turned_away() -> String {
         Answer::Overloaded("too many connections").body().into_owned()
     }
@@ -96,7 +96,7 @@ async fn wrong_path(State(ingress): State<Arc<Ingress>>, request: Request) -> Re
 }
 
 impl Ingress {
-    /// Takes the body in and forgets it: closing with something unread would take the answer back.
+    /// Reads the body and discards it: closing with unread data would lose the answer.
     async fn read_out(&self, request: Request) {
         let _ = self.read(request.into_body(), false, Instant::now()).await;
     }
@@ -126,7 +126,7 @@ impl Ingress {
             Ok(verified) => verified,
             Err(refusal) => {
                 self.tell(&refusal);
-                let _ = body.await; // or closing with something unread would take the answer back
+                let _ = body.await; // otherwise closing with unread data would lose the answer
                 return refusal;
             }
         };
@@ -141,8 +141,8 @@ impl Ingress {
         let is_other = command.is_some_and(|command| command != TOPIC_CREATED);
         let body = body.await;
         if is_other && !matches!(body, Err(Answer::Timeout)) {
-            // Even one too large: nobody is going to read it, and refusing a *before* callback
-            // would block the user who caused it.
+            // Even if it is too large: nobody is going to read it, and refusing a *before* callback would
+            // block the user who caused it.
             self.metrics.count(CallbackOutcome::Ignored);
             self.metrics.count_ignored(command_label(command.unwrap_or_default()));
             return Answer::Ok;
@@ -180,7 +180,7 @@ impl Ingress {
         let TopicCreated { id, accepted_at, .. } = *event;
         let queued = self.outbox.append(Record { accepted_at, event: event.seal(), traceparent });
         match outcome(queued, answer_by).await {
-            // The outbox counts them: it also knows of those whose client has gone.
+            // The outbox counts them, because it also knows about those whose client has gone.
             Ok(receipt) => {
                 tracing::debug!(%id, ?receipt, "took a callback");
                 Answer::Ok
@@ -217,7 +217,7 @@ impl Ingress {
         answer
     }
 
-    /// Counts a refusal, and tells the operator now and then.
+    /// Counts a refusal, and warns the operator now and then.
     fn tell(&self, answer: &Answer) {
         let outcome = match answer {
             Answer::Ok | Answer::NotFound | Answer::MethodNotAllowed => return,
@@ -234,7 +234,7 @@ impl Ingress {
     }
 }
 
-/// Waits for the outbox's word, but not past the deadline. What commits later is still delivered.
+/// Waits for the outbox's answer, but not past the deadline. What commits later is still delivered.
 async fn outcome(
     queued: Result<oneshot::Receiver<Outcome>, Refusal>,
     answer_by: Instant,
@@ -259,8 +259,8 @@ async fn outcome(
     }))
 }
 
-/// Reads a body to its end, keeping no more than `limit` bytes. One that is too large is read on for
-/// as long as there is time, so that the sender is still there for the answer.
+/// Reads a body to its end, keeping at most `limit` bytes. A larger body is still read, as long as there
+/// is time, so that the client stays connected and gets the answer.
 async fn read(
     mut body: Body,
     limit: u64,
@@ -279,7 +279,7 @@ async fn read(
             if size > limit {
                 (first, rest) = (Bytes::new(), BytesMut::new());
             } else if first.is_empty() {
-                first = data; // as a rule the only one: nothing is copied
+                first = data; // usually the only frame: nothing is copied
             } else {
                 rest.extend_from_slice(&data);
             }
@@ -321,11 +321,11 @@ fn respond(answer: &Answer) -> Response {
     response
 }
 
-/// Tells the operator that callbacks are refused, and why: at once, then once a minute with a count,
-/// for a wrong token refuses them all.
+/// Warns the operator that callbacks are refused, and why: at once, then once a minute with a count,
+/// because a wrong token, for example, refuses all callbacks.
 #[derive(Default)]
 struct ThrottledWarnings {
-    /// By hint: when it was said last, and how often there was cause to since.
+    /// By hint: when it was last logged, and how often it has occurred since.
     last: Mutex<HashMap<&'static str, (Option<Instant>, u64)>>,
 }
 

@@ -12,10 +12,10 @@
 //!     ▼  sink       confirms before an event counts as delivered
 //! ```
 //!
-//! In the order in which to read it: `time`, `callback`, `signature`, `event` and `routing` are pure; `ingress`,
-//! `outbox`, `relay` and `sink` are the way of a callback; `admin` and `metrics` show it;
-//! `server` and `tls` serve both listeners; `config` and `app` put it together; `cli` is
-//! every subcommand but `serve`.
+//! Reading order: `time`, `callback`, `signature`, `event` and `routing` are pure; `ingress`, `outbox`,
+//! `relay` and `sink` are the path of a callback; `admin` and `metrics` expose its state; `server` and
+//! `tls` serve both listeners; `config` and `app` put everything together; `cli` holds every subcommand
+//! except `serve`.
 
 #![cfg_attr(
     not(all(feature = "kafka", feature = "nats", feature = "rabbitmq")),

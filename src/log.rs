@@ -40,11 +40,11 @@ fn level(value: &Value) -> Result<LevelFilter, String> {
     )
 }
 
-/// They tell of a lost connection over and over; the relay tells it once, and what it means.
+/// They repeatedly log a lost connection; the relay reports it once, with what it means.
 const BROKER_CLIENTS: [&str; 4] = ["async_nats", "lapin", "librdkafka", "rdkafka"];
 
-/// Starts the log of this process. Libraries log from a warning upwards, the clients of brokers
-/// only where everything is.
+/// Starts the log of this process. Libraries log from `warn` upwards, broker clients only if the level is
+/// `debug` or `trace`.
 pub(crate) fn start(config: &Config) {
     let libraries = config.level.min(LevelFilter::WARN);
     let filter = Targets::new().with_default(libraries).with_target("topic_bridge", config.level);

@@ -1,5 +1,5 @@
-//! Arguments → one match over the subcommands → exit code. 0: asked to stop, or done; 1: failed;
-//! 2: usage (clap's own); 78: configuration.
+//! Arguments → one match over the subcommands → exit code. 0: asked to stop, or done; 1: failed; 2: usage
+//! (from clap); 78: configuration.
 
 use std::panic;
 use std::process::ExitCode;
@@ -15,7 +15,7 @@ use topic_bridge::cli::{self, Arguments, Command};
 use topic_bridge::config::Faults;
 use topic_bridge::settings::Settings;
 
-/// `EX_CONFIG` of sysexits.h: a service manager can tell a fault that a restart will not mend.
+/// `EX_CONFIG` of sysexits.h: tells a service manager that a restart will not help.
 const CONFIGURATION: u8 = 78;
 
 fn main() -> ExitCode {
@@ -39,7 +39,8 @@ fn exit_code(error: &anyhow::Error) -> ExitCode {
 
 fn serve(settings: Settings) -> anyhow::Result<ExitCode> {
     settings.start_log();
-    // The usual soft limit of 1024 is less than ingress.max_connections; the hard one is meant for us.
+    // The usual soft limit of 1024 is lower than ingress.max_connections; the hard limit is meant for
+    // programs like this one.
     if let Err(error) = rlimit::increase_nofile_limit(u64::MAX) {
         tracing::warn!(%error, "cannot raise the limit on open files");
     }
@@ -51,7 +52,7 @@ fn serve(settings: Settings) -> anyhow::Result<ExitCode> {
         .build()
         .context("cannot start the runtime")?;
     let result = runtime.block_on(async {
-        let stop = stop_signal(panicked.clone())?; // before anything is opened, so that no signal finds us unprepared
+        let stop = stop_signal(panicked.clone())?; // before anything is opened: no signal is missed
         App::build(settings).await?.run(stop).await?;
         check(&panicked)
     });
@@ -62,8 +63,8 @@ fn serve(settings: Settings) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Reports each panic as usual, and has the first one end the process: what has panicked is not there any more,
-/// and nothing else might notice.
+/// Lets each panic be reported as usual, and the first one end the process: the part that panicked is gone, and
+/// nothing else might notice.
 fn watch_for_panics() -> watch::Receiver<Option<String>> {
     let (first, panicked) = watch::channel(None);
     let usual = panic::take_hook();

@@ -1,5 +1,5 @@
-//! An event's CloudEvents 1.0 forms: what the outbox keeps of it, the JSON of structured mode, the attributes
-//! of binary mode, its trace context, and the way back. Pure.
+//! The CloudEvents 1.0 forms of an event: what the outbox keeps, the JSON of structured mode, the
+//! attributes of binary mode, its trace context, and the way back. Pure.
 
 use std::borrow::Cow;
 
@@ -11,17 +11,17 @@ use uuid::Uuid;
 use crate::callback::Text;
 use crate::time::Timestamp;
 
-/// Names the data's shape to consumers. A field that changes its meaning is a `v2`.
+/// Tells consumers the schema of the data. If a field changes its meaning, this becomes `v2`.
 const DATA_SCHEMA: &str = "urn:topic-bridge:schema:topic-created:v1";
 
 const SPEC_VERSION: &str = "1.0";
 pub(crate) const DATA_CONTENT_TYPE: &str = "application/json";
 
-/// Room for most events, so that encoding allocates once.
+/// Enough for most events, so that encoding allocates once.
 pub(crate) const TYPICAL_BYTES: usize = 1024;
 
-/// An event as the outbox keeps it and as a message is built from it, without parsing its JSON: its
-/// attributes, the fields that it may be routed by, and its data.
+/// An event as the outbox keeps it, in a form that messages are built from without parsing its JSON: its
+/// attributes, the fields used for routing, and its data.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Envelope {
     pub(crate) id: Uuid,
@@ -40,9 +40,9 @@ pub(crate) struct Envelope {
 /// How an event becomes a message: `event.encoding`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Encoding {
-    /// The whole CloudEvent as JSON is the message.
+    /// The message is the whole CloudEvent as JSON.
     Structured,
-    /// Its data is the message, its attributes are headers.
+    /// The message is the event's data; its attributes are headers.
     Binary,
 }
 
@@ -55,8 +55,8 @@ impl Encoding {
     }
 }
 
-/// A structured event from one that came in binary mode: `attribute` gives the value of a header.
-/// Attributes that are none of ours are left out.
+/// Rebuilds a structured event from one in binary mode: `attribute` returns the value of a header.
+/// Unknown attributes are left out.
 pub(crate) fn reassemble(attribute: impl Fn(&str) -> Option<String>, data: &str) -> String {
     const ORDER: [&str; 9] = [
         "specversion",
@@ -81,7 +81,7 @@ pub(crate) fn reassemble(attribute: impl Fn(&str) -> Option<String>, data: &str)
     json + ",\"data\":" + data + "}"
 }
 
-/// The W3C trace context in a request's `traceparent` header, if it is one.
+/// The W3C trace context in a request's `traceparent` header, if it is valid.
 pub(crate) fn traceparent(header: &str) -> Option<&str> {
     let is_hex =
         |text: &str| text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
@@ -100,7 +100,7 @@ pub(crate) fn traceparent(header: &str) -> Option<&str> {
 }
 
 impl Envelope {
-    /// Reads a structured event that [`Envelope::structured`] or an earlier release wrote.
+    /// Parses a structured event that [`Envelope::structured`] or an earlier release wrote.
     pub(crate) fn open(json: &str) -> Result<Self, serde_json::Error> {
         #[derive(Deserialize)]
         struct Outside<'a> {
@@ -146,7 +146,7 @@ impl Envelope {
         })
     }
 
-    /// The CloudEvent as one line of JSON (structured mode), without a line break at its end.
+    /// The CloudEvent as one line of JSON (structured mode), without a trailing line break.
     pub(crate) fn structured(&self) -> String {
         let event = CloudEvent {
             specversion: SPEC_VERSION,
@@ -161,14 +161,14 @@ impl Envelope {
         };
         let mut json = Vec::with_capacity(TYPICAL_BYTES + self.data.len());
         serde_json::to_writer(&mut json, &event).expect("texts and times always encode");
-        json.pop(); // the closing brace: the data goes in as it stands
+        json.pop(); // the closing brace: the data is inserted as it is
         json.extend_from_slice(b",\"data\":");
         json.extend_from_slice(self.data.as_bytes());
         json.push(b'}');
         String::from_utf8(json).expect("JSON of texts is UTF-8")
     }
 
-    /// The message itself.
+    /// The message body.
     pub(crate) fn body(&self, encoding: Encoding) -> Cow<'_, str> {
         match encoding {
             Encoding::Structured => Cow::Owned(self.structured()),
@@ -176,16 +176,16 @@ impl Envelope {
         }
     }
 
-    /// The trace context of the bridge's own, where the callback brought none: the trace is named after
-    /// the event, so it is the same on every attempt, and the consumer may sample it.
+    /// The bridge's own trace context, used if the callback brought none. The trace id is the event id,
+    /// so it is the same on every attempt; the consumer decides whether to sample it.
     pub(crate) fn own_traceparent(&self) -> String {
         let trace = self.id.simple().to_string();
         let span = trace.get(16..).unwrap_or_default();
         format!("00-{trace}-{span}-01")
     }
 
-    /// The attributes that are headers in binary mode, by name, but for `datacontenttype`, which has
-    /// a place of its own in most protocols. Each protocol has its own prefix for the names.
+    /// The attributes that are headers in binary mode, by name, except `datacontenttype`, which most
+    /// protocols carry separately. Each protocol has its own prefix for the names.
     pub(crate) fn attributes(&self) -> [(&'static str, Cow<'_, str>); 8] {
         [
             ("specversion", SPEC_VERSION.into()),

@@ -9,7 +9,7 @@ use prometheus::{
 use crate::callback::KNOWN_COMMANDS;
 use crate::verdict::Kind;
 
-/// How a callback ended.
+/// The outcome of a callback.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum CallbackOutcome {
     Accepted,
@@ -40,7 +40,7 @@ const OUTCOMES: [&str; 10] = [
 /// The metrics of one bridge.
 pub(crate) struct Metrics {
     registry: Registry,
-    /// What every process has: CPU, memory, descriptors, under names without our prefix.
+    /// Metrics that every process has: CPU, memory, descriptors, with names without our prefix.
     process: Registry,
     callbacks: [IntCounter; OUTCOMES.len()],
     ignored: IntCounterVec,
@@ -61,13 +61,13 @@ pub(crate) struct Metrics {
     pub(crate) last_callback_timestamp_seconds: Gauge,
 }
 
-/// Seconds: fine where an answer should be, with an edge at the platform's two.
+/// Seconds: fine-grained where an answer should be, with an edge at the platform's two seconds.
 const ACK_EDGES: [f64; 14] =
     [0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 5.0];
 const COMMIT_EDGES: [f64; 12] =
     [0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 2.0];
 const BATCH_EDGES: [f64; 11] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0];
-/// Seconds up to a day: an outage shows here.
+/// Seconds, up to a day: outages show up here.
 const DELIVERY_EDGES: [f64; 14] =
     [0.001, 0.002, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0, 300.0, 3600.0, 21600.0, 86400.0];
 
@@ -82,7 +82,7 @@ const QUARANTINED_HELP: &str = "Authentic callbacks that could not be understood
 const LAST_HELP: &str = "When the last authentic callback came, in Unix time; 0 before the first.";
 
 impl Metrics {
-    /// `sink` is the name of the one in use.
+    /// `sink` is the name of the sink in use.
     pub(crate) fn new(sink: &'static str) -> Self {
         let registry = Registry::new_custom(Some("topic_bridge".into()), None)
             .expect("the prefix is a valid metric name");
@@ -120,7 +120,7 @@ impl Metrics {
         metrics
     }
 
-    /// What is there before its first event: a series for each label, the release, the process.
+    /// Creates the series that exist before the first event: one for each label, the release, the process.
     fn begin(&self) {
         for kind in Kind::ALL {
             self.publish_errors.with_label_values(&[kind.name()]);
@@ -149,7 +149,7 @@ impl Metrics {
         self.ignored.with_label_values(&[label]).inc();
     }
 
-    /// All of them in Prometheus' text format.
+    /// All metrics in Prometheus text format.
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut text = Vec::new();
         for registry in [&self.registry, &self.process] {
@@ -161,7 +161,7 @@ impl Metrics {
     }
 }
 
-/// Makes a metric and registers it. Names are constants, each registered once, so neither can fail.
+/// Creates and registers metrics. Names are constants, each registered once, so neither step can fail.
 struct Register<'r> {
     registry: &'r Registry,
 }

@@ -1,18 +1,19 @@
-//! Outbox → sink → settle. Reads events in order, hands them to the sink, and records what became of
-//! each. Nothing is delivered that was not read back from the outbox, so what runs after a crash is
-//! what runs all day.
+//! Outbox → sink → settle. Reads events in order, hands them to the sink, and records the outcome of
+//! each. Nothing is delivered without being read back from the outbox, so what runs after a crash is what
+//! runs all day.
 //!
-//! It runs on a thread of its own, with the clients of the brokers: it reads SQLite as it goes, and what a
-//! broker costs is not taken from the thread that answers.
+//! The relay runs on its own thread, together with the broker clients: it reads SQLite as it goes, and
+//! the cost of a broker is not taken from the thread that answers.
 //!
-//! There are two queues, the line and what is tried again, and they take turns. An event that fails by
-//! itself is deferred and tried again by itself; the line moves on. While the sink is away the relay
-//! waits, longer each time and with jitter, and then tries with one event. A batch in which every event
-//! fails alike is a sink that is away, too, but that is found out by a whole batch: others may get through.
-//! Once something is delivered again, what was deferred goes first, in order.
+//! There are two queues, the line (events in order of acceptance) and the deferred events, and they take
+//! turns. An event that fails on its own is deferred and retried on its own; the line moves on. While the
+//! sink is away the relay waits, longer each time and with jitter, and then tries with one event. A batch
+//! in which every event fails alike also counts as an unavailable sink, but the retries then use whole
+//! batches, because other events may get through. Once something is delivered again, the deferred events
+//! are sent first, in order.
 //!
-//! What is more than "delivered in line" is written before the next round begins: else that round would
-//! read again what was just settled.
+//! Anything other than "delivered in order" is written before the next round begins; otherwise that round
+//! would read again what was just settled.
 
 mod config;
 mod deferred;
@@ -43,11 +44,12 @@ use moment::Moment;
 pub(crate) use standing::SinkState;
 use standing::Standing;
 
-/// How long to wait for what ought to come at once, or to look again for what may have come.
+/// How long to wait for something that should come at once, or before looking again for something that
+/// may come.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// With nothing to deliver, how often the sink is asked whether it would take something: an operator
-/// wants to know before the next event does. Also how often one of the deferred is tried whatever its time.
+/// How often to ask an idle sink whether it would accept events: an operator wants to know before the
+/// next event does. Also how often one deferred event is tried even though it is not due.
 const ASK_EVERY: Duration = Duration::from_secs(5);
 
 pub(crate) struct Relay {
@@ -57,26 +59,26 @@ pub(crate) struct Relay {
     sink: Sink,
     metrics: Arc<Metrics>,
     standing: Standing,
-    /// Everything up to here was handed over and needs no more reading.
+    /// Everything up to here was handed over and need not be read again.
     cursor: u64,
-    /// Delivered although an event before them has to wait for the sink: not to be sent again.
+    /// Delivered although an earlier event still waits for the sink: must not be sent again.
     ahead: HashSet<u64>,
-    /// Since when each event of the line fails alike.
+    /// Since when every event at the head of the line has failed alike.
     stalled_at: Option<Moment>,
-    /// When some further down the line were tried last, and where to go on with that.
+    /// When events further down the line were last tried, and where to continue with that.
     looked_ahead_at: Timestamp,
     look_ahead_after: u64,
-    /// When it was seen last that it is some events that fail, and not the sink.
+    /// When some events were last seen to fail while the sink worked.
     partial_at: Option<Moment>,
     delivered_at: Option<Moment>,
-    /// How many moments were noted so far.
+    /// The number of moments noted so far.
     moments: u64,
-    /// The deferred have the next turn.
+    /// The deferred events have the next turn.
     is_turn_of_deferred: bool,
-    /// The deferred after this position go first, whatever their time.
+    /// The deferred events after this position are sent first, due or not.
     release_after: Option<u64>,
     probed_at: Timestamp,
-    /// All that is tried are deferred events, and they fail as ever.
+    /// Only deferred events are being tried, and they still fail.
     gives_back: bool,
 }
 
@@ -125,8 +127,8 @@ impl Relay {
         self.standing.subscribe()
     }
 
-    /// Delivers until `stop` says so, and then on until nothing is left or `relay.drain_timeout` has
-    /// passed. An error means that the outbox cannot be read or has failed. Blocks where it reads.
+    /// Delivers until `stop` is set, and then until nothing is left or `relay.drain_timeout` has passed.
+    /// An error means that the outbox cannot be read or has failed. Blocks while reading.
     pub(crate) async fn run(mut self, stop: watch::Receiver<bool>) -> anyhow::Result<()> {
         let mut stopping = stop.clone();
         let drain_timeout = self.config.drain_timeout;
@@ -135,10 +137,10 @@ impl Relay {
             sleep(drain_timeout).await;
         };
         tokio::select! {
-            // What is ready is done first: with no time to drain, a round that has ended still counts.
+            // Finished work comes first: even with no time to drain, a round that has ended still counts.
             biased;
             result = self.work(stop) => result?,
-            // What is settled by then counts as such.
+            // Still writes what is settled by then.
             () = out_of_time => drop(timeout(PATIENCE, self.flush()).await),
         }
         self.sink.close().await;
@@ -188,8 +190,8 @@ impl Relay {
         self.flush().await
     }
 
-    /// How long to wait after a round in which the sink took nothing, and whether a new event ends that:
-    /// only where it may be one that gets through.
+    /// How long to wait after a round in which the sink accepted nothing, and after how long a new event
+    /// may end the wait: only if that event may get through.
     fn pause(&self) -> (Duration, Option<Duration>) {
         let pause = self.backoff(self.standing.failures);
         match self.stalled_at {
@@ -201,7 +203,7 @@ impl Relay {
         }
     }
 
-    /// Tries some of the deferred once more, or the next events in line.
+    /// Retries some deferred events, or sends the next events in the line.
     async fn round(&mut self) -> anyhow::Result<Round> {
         let is_line_empty = *self.outbox.last().borrow() <= self.cursor;
         if self.outbox.deferred() == 0 {
@@ -233,14 +235,14 @@ impl Relay {
         slots.context("cannot read the outbox")
     }
 
-    /// With nothing to deliver, asks the sink now and then how it is.
+    /// With nothing to deliver, asks the sink now and then whether it works.
     async fn ask(&mut self) -> Round {
         if self.standing.failures == 0 && self.standing.has_answered_within(ASK_EVERY) {
             return Round::Idle;
         }
         match self.sink.ready().await {
             Err(reason) => self.away(reason),
-            // It would take something; but not what waits.
+            // The sink is up, but would not accept the events that are waiting.
             Ok(()) if self.is_unfit_for_deferred() => {
                 self.standing.note_answer();
                 Round::Idle
@@ -258,7 +260,7 @@ impl Relay {
         Round::Away
     }
 
-    /// The sink works. Where it did not, what was deferred meanwhile goes first.
+    /// The sink works. If it did not before, the events deferred since then are sent first.
     fn works(&mut self) -> Round {
         if self.standing.kind().is_some() && self.outbox.deferred() > 0 {
             self.release_after = self.release_after.or(Some(0));
@@ -298,8 +300,8 @@ impl Relay {
         Refused { position, at: self.outbox.clock().wall(), reason }
     }
 
-    /// The wait after so many failures: doubled each time, bounded, and jittered down by up to half
-    /// so that many bridges do not knock together.
+    /// The wait after this many failures: doubled each time, bounded, and jittered down by up to half so
+    /// that many bridges do not reconnect at the same moment.
     fn backoff(&self, failures: u32) -> Duration {
         let doublings = failures.saturating_sub(1).min(20);
         let full = self.config.retry_min.saturating_mul(1 << doublings).min(self.config.retry_max);

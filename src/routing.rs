@@ -1,17 +1,17 @@
 //! Where an event goes: templates of subjects and routing keys. Pure.
 //!
-//! A template is fixed text, first, and places for an event's fields, as in
-//! `topic.created.{sdk_app_id}`. Ids hold `.`, `*`, `>` or blanks as they like, and brokers read those
-//! as structure, so a field's value is escaped: see [`escape`].
+//! A template starts with fixed text and has placeholders for an event's fields, as in
+//! `topic.created.{sdk_app_id}`. Ids may contain `.`, `*`, `>` or blanks, which brokers interpret as
+//! structure, so a field's value is escaped: see [`escape`].
 
 use percent_encoding::{AsciiSet, CONTROLS, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::message::Envelope;
 
-/// A subject or routing key with places for fields.
+/// A subject or routing key with placeholders for fields.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Template {
-    /// Fixed text, each followed by a field.
+    /// Pieces of fixed text, each followed by a field.
     parts: Vec<(String, Field)>,
     /// The fixed text after the last field.
     end: String,
@@ -33,8 +33,8 @@ const FIELDS: [(&str, Field); 4] = [
 ];
 
 impl Template {
-    /// Fixed text comes first, has no blanks and no wildcards, and between two dots, or a dot and an
-    /// end, there is always something.
+    /// Fixed text must come first and must not contain blanks or wildcards, and no word between dots may
+    /// be empty.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let (mut parts, mut rest) = (Vec::new(), text);
         while let Some((fixed, after)) = rest.split_once('{') {
@@ -70,7 +70,8 @@ impl Template {
         })
     }
 
-    /// All that the template can come to, as a pattern: `*` for each word with a place in it.
+    /// Everything that the template can produce, as a pattern: `*` for each word that contains a
+    /// placeholder.
     pub(crate) fn pattern(&self) -> String {
         let marked = self.render_with(|_| "\0".into());
         let words = marked.split('.').map(|word| if word.contains('\0') { "*" } else { word });
@@ -92,19 +93,19 @@ impl Template {
     }
 }
 
-/// Stands for a field that the callback did not have.
+/// Represents a field that the callback did not have.
 const ABSENT: &str = "-";
 
 /// A value as one word of a subject or routing key. `.`, `*`, `>`, `%`, blanks, control characters and
-/// whatever is not ASCII become `%XX` for each byte; so do the words that would mean something else:
-/// `#` alone, and `-` alone, which stands for an absent value. Percent-decoding gives the value back.
+/// non-ASCII become `%XX` for each byte. So do the words with a special meaning: `#` alone, and `-`
+/// alone, which represents an absent value. Percent-decoding restores the value.
 fn escape(value: &str) -> String {
     let is_special_word = value == ABSENT || value == "#";
     let escaped = if is_special_word { NON_ALPHANUMERIC } else { &STRUCTURE };
     utf8_percent_encode(value, escaped).to_string()
 }
 
-/// Escaped beside what is not ASCII.
+/// Escaped in addition to non-ASCII.
 const STRUCTURE: AsciiSet = CONTROLS.add(b' ').add(b'.').add(b'*').add(b'>').add(b'%');
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Text that must not be seen: tokens, passwords. Whatever prints it shows `***`.
+//! Text that must not be seen: tokens, passwords. Formatting it prints `***`.
 
 use std::fmt;
 

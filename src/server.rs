@@ -1,8 +1,8 @@
-//! The accept loop under both listeners: how many connections there may be, how long each may take
-//! over what, TLS, and the order in which they are closed. It knows nothing of what is asked.
+//! The accept loop of both listeners: how many connections are allowed, their timeouts, TLS, and the
+//! order in which they are closed. It knows nothing about the content of requests.
 //!
 //! hyper's own timer for a request's head also runs while a kept-alive connection is idle, so the two
-//! could not differ; here each connection carries a clock of its own.
+//! could not have different limits. Here each connection has its own clock.
 
 use std::io;
 use std::net::SocketAddr;
@@ -27,23 +27,23 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 
-/// The head of a request may not be larger.
+/// The maximum size of a request's head.
 const MAX_HEAD_BYTES: u32 = 32 * 1024;
 
-/// Connections over the limit that are told so at a time; the rest is just closed.
+/// How many connections over the limit get an answer at a time; the rest are just closed.
 const MAX_TURNED_AWAY: usize = 64;
 
-/// A stopping listener goes through these, forwards only.
+/// A stopping listener goes through these phases, forwards only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Phase {
     Serving,
-    /// Each answer says `Connection: close`; whoever comes anew is still let in.
+    /// Each answer says `Connection: close`; new connections are still accepted.
     LastCalls,
-    /// Nobody new is let in, and each answer says `Connection: close`.
+    /// New connections are not accepted, and each answer says `Connection: close`.
     Closed,
     /// Idle connections are closed; requests in progress are finished.
     Finishing,
-    /// What is still there is cut off.
+    /// Remaining connections are cut off.
     Ended,
 }
 
@@ -51,18 +51,18 @@ pub(crate) enum Phase {
 #[derive(Debug, Clone)]
 pub(crate) struct Limits {
     pub(crate) max_connections: usize,
-    /// To send a request's head, and for a TLS handshake.
+    /// The time allowed for sending a request's head, and for a TLS handshake.
     pub(crate) header_timeout: Duration,
-    /// Between two requests of a connection.
+    /// The time allowed between two requests on a connection.
     pub(crate) idle_timeout: Duration,
     /// Whether a client that has closed its sending side still gets its answer. Where answers are
-    /// endless, its closing is the only sign that it is gone.
+    /// endless, that close is the only sign that the client is gone.
     pub(crate) half_close: bool,
 }
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// What hyper asks of a service, said once.
+/// What hyper requires of a service, in one place.
 pub(crate) trait HttpService:
     Service<Request<Incoming>, Response = Response<Self::Body>, Error: Into<BoxError>, Future: Send>
     + Clone
@@ -90,7 +90,7 @@ pub(crate) struct Server {
     pub(crate) limits: Limits,
     pub(crate) tls: Option<watch::Receiver<Arc<ServerConfig>>>,
     pub(crate) phase: watch::Receiver<Phase>,
-    /// The JSON that a connection over the limit is answered, with status 503.
+    /// The JSON answer, with status 503, for a connection over the limit.
     pub(crate) turned_away: String,
 }
 
@@ -124,7 +124,7 @@ impl Server {
             tokio::select! {
                 accepted = self.listener.accept() => match accepted {
                     Ok((stream, _)) => admit(stream),
-                    // Out of descriptors, as a rule: trying again at once would spin.
+                    // Usually out of file descriptors: retrying at once would spin.
                     Err(error) => {
                         tracing::warn!(%error, "cannot accept a connection");
                         sleep(Duration::from_millis(50)).await;
@@ -133,8 +133,8 @@ impl Server {
                 () = reached(&mut phase, Phase::Closed) => break,
             }
         }
-        // Whoever the kernel has let in already would be reset by the closing of the listener. The
-        // kernel itself is asked, for tokio knows of them only after its next look at it.
+        // Closing the listener would reset connections that the kernel has already accepted. Ask the
+        // kernel itself, because tokio only learns of them at its next poll.
         if let Ok(listener) = self.listener.into_std() {
             while let Ok((stream, _)) = listener.accept() {
                 let nonblocking = stream.set_nonblocking(true);
@@ -143,8 +143,8 @@ impl Server {
                 }
             }
         }
-        // Only now: a connection that is closed with its answer comes back at once, and would run
-        // into the closing of the listener.
+        // Only now: a client whose connection is closed with its answer reconnects at once, and would
+        // otherwise run into the closing listener.
         is_closed.store(true, Relaxed);
 
         let all = u32::try_from(self.limits.max_connections).unwrap_or(u32::MAX);
@@ -155,13 +155,13 @@ impl Server {
     }
 }
 
-/// Completes once the listener is at `phase`, or past it, or gone.
+/// Completes once the listener has reached or passed `phase`, or is gone.
 pub(crate) async fn reached(phases: &mut watch::Receiver<Phase>, phase: Phase) {
     let _ = phases.wait_for(|now| *now >= phase).await;
 }
 
-/// Tells a connection over the limit why it is closed. Reads on a little, for closing with something
-/// unread would take the answer back.
+/// Tells a connection over the limit why it is closed. Reads on a little, because closing with unread
+/// data would lose the answer.
 async fn turn_away(mut stream: TcpStream, body: String, _permit: OwnedSemaphorePermit) {
     let length = body.len();
     let answer = format!(
@@ -175,10 +175,10 @@ async fn turn_away(mut stream: TcpStream, body: String, _permit: OwnedSemaphoreP
         while stream.read(&mut unread).await? > 0 {}
         io::Result::Ok(())
     };
-    let _ = timeout(Duration::from_millis(500), say).await; // it was a courtesy
+    let _ = timeout(Duration::from_millis(500), say).await; // best effort
 }
 
-/// One connection, on its way from the accept loop to its end.
+/// One connection, from the accept loop to its end.
 struct Connection {
     limits: Limits,
     tls: Option<Arc<ServerConfig>>,
@@ -189,7 +189,7 @@ struct Connection {
 
 impl Connection {
     async fn serve(self, stream: TcpStream, service: impl HttpService) {
-        let _ = stream.set_nodelay(true); // only costs latency where it fails
+        let _ = stream.set_nodelay(true); // a failure only costs latency
         let Some(tls) = self.tls.clone() else {
             return self.converse(stream, service, false).await;
         };
@@ -223,7 +223,8 @@ impl Connection {
                 if is_http1 && is_last {
                     response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
                 }
-                // An answer's body holds the guard: the request is being answered until it is sent.
+                // The answer's body holds the guard, so a request counts as being answered until the body
+                // is sent.
                 let guard = move |error| {
                     let _ = &busy;
                     error
@@ -248,7 +249,7 @@ impl Connection {
         }
     }
 
-    /// Drives a connection until it ends, its time is up, or its listener is done.
+    /// Drives a connection until it ends, its time is up, or its listener has stopped.
     async fn watch<C, E>(mut self, connection: C, finish: impl Fn(Pin<&mut C>), activity: &Activity)
     where
         C: Future<Output = Result<(), E>>,
@@ -258,7 +259,7 @@ impl Connection {
         let mut next = Phase::Finishing;
         loop {
             tokio::select! {
-                _ = connection.as_mut() => return, // an error is the client's going away
+                _ = connection.as_mut() => return, // an error means that the client went away
                 () = deadline.as_mut() => {
                     let due = activity.deadline(&self.limits);
                     if due <= Instant::now() {
@@ -278,10 +279,10 @@ impl Connection {
     }
 }
 
-/// What a connection is at, and since when: idle, sending a request's head, or being answered.
+/// The state of a connection, and since when: idle, sending a request's head, or being answered.
 struct Activity {
     opened: Instant,
-    /// Whether what arrives between two requests begins a head: not so where pings do, too.
+    /// Whether data between two requests is the start of a head: not if it may also be a ping.
     has_heads: bool,
     /// Requests that are being answered.
     answering: AtomicUsize,
@@ -291,7 +292,7 @@ struct Activity {
 }
 
 impl Activity {
-    /// A new connection owes a head from the start.
+    /// A new connection starts out waiting for a head.
     fn new(has_heads: bool) -> Self {
         Activity {
             opened: Instant::now(),
@@ -315,7 +316,7 @@ impl Activity {
         }
     }
 
-    /// When to look again, or, in the past, to close. Whoever answers has limits of his own.
+    /// When to check again, or, if in the past, to close. Answering has its own time limits.
     fn deadline(&self, limits: &Limits) -> Instant {
         let since = self.opened + Duration::from_millis(self.since.load(Relaxed));
         if self.answering.load(Relaxed) > 0 {
@@ -328,7 +329,7 @@ impl Activity {
     }
 }
 
-/// A request that is being answered, for as long as it lives.
+/// Marks a request as being answered for as long as this value lives.
 struct Busy(Arc<Activity>);
 
 impl Busy {

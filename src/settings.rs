@@ -1,5 +1,5 @@
-//! The sections of the configuration, each read by the room that uses it, and checked together. The meaning
-//! of each key stands in `config/default.toml`.
+//! The sections of the configuration, each read by the room that uses it, and checked together. The keys
+//! are explained in `config/default.toml`.
 
 use std::path::PathBuf;
 
@@ -28,8 +28,8 @@ impl Settings {
         Keys::load(file, set).and_then(Self::read)
     }
 
-    /// Only where the outbox is, for commands that need no more: whatever else is wrong or missing
-    /// must not keep an operator from looking.
+    /// Reads only the outbox's path, for commands that need nothing else: other faults in the
+    /// configuration must not keep an operator from looking.
     pub fn outbox_path(file: Option<PathBuf>, set: &[String]) -> Result<PathBuf, Faults> {
         let mut keys = Keys::load(file, set)?;
         let path = outbox::Config::read_path(&mut keys);
@@ -57,7 +57,7 @@ impl Settings {
             admin: admin::Config::read(keys),
             log: log::Config::read(keys),
             worker_threads: keys.read("runtime.worker_threads", count),
-            effective: Value::from(false), // until all is read
+            effective: Value::from(false), // until everything is read
         }
     }
 
@@ -81,7 +81,7 @@ impl Settings {
         }
     }
 
-    /// The configuration in force, every secret as `***`.
+    /// The effective configuration, with every secret as `***`.
     pub(crate) fn effective_toml(&self) -> String {
         toml::to_string_pretty(&self.effective).expect("figment values are TOML values")
     }

@@ -1,9 +1,9 @@
-//! Who may call: the app check, `Sign` and `RequestTime`. [`Verified`] is the memory of that check:
-//! [`verify`] is the only way to one, and only a verified query leads on to the body. Pure: the time
+//! Who may call: the app check, `Sign` and `RequestTime`. [`Verified`] is the proof of that check:
+//! [`verify`] is the only way to get one, and the body is only read for a verified query. Pure: the time
 //! is an argument.
 //!
 //! `Sign` is the lower-case hex of `sha256(token + RequestTime)`. It covers neither the body nor the
-//! other parameters: it shows who knows the token, HTTPS protects the rest.
+//! other parameters: it only proves that the sender knows the token; HTTPS protects the rest.
 
 use ring::digest::{Context, Digest, SHA256};
 use subtle::ConstantTimeEq;
@@ -12,17 +12,17 @@ use crate::answer::Answer;
 use crate::callback::{Query, digits};
 use crate::secret::Secret;
 
-/// One app of the operator's, and how its callbacks prove themselves.
+/// One of the operator's apps, and how its callbacks are authenticated.
 #[derive(Debug, Clone)]
 pub(crate) struct App {
     pub(crate) sdk_app_id: u64,
-    /// Several while one is being changed: any of them will do.
+    /// More than one while a token is being replaced: any of them is accepted.
     pub(crate) tokens: Vec<Secret>,
-    /// Whether a request that carries no `Sign` at all is taken.
+    /// Whether a request without any `Sign` is accepted.
     pub(crate) allow_unsigned: bool,
 }
 
-/// A query whose app is ours and whose signature is right.
+/// A query whose app is known and whose signature is valid.
 #[derive(Debug)]
 pub(crate) struct Verified<'q> {
     pub(crate) sdk_app_id: u64,
@@ -36,7 +36,7 @@ impl<'q> Verified<'q> {
 }
 
 /// Checks app, signature and age, in this order. `now` and `max_skew` are in whole seconds, as
-/// `RequestTime` is; exactly `max_skew` away is still fresh.
+/// `RequestTime` is; a difference of exactly `max_skew` is still fresh.
 pub(crate) fn verify<'q>(
     apps: &[App],
     query: Query<'q>,
@@ -70,11 +70,11 @@ pub(crate) fn verify<'q>(
     verified(query)
 }
 
-/// Takes as long for a wrong signature as for a right one, whichever token it is.
+/// Takes the same time for a wrong signature as for a right one, whichever token matches.
 fn is_signed_by_any(tokens: &[Secret], request_time: &str, sign: &str) -> bool {
     let mut given = [0_u8; 32];
     if hex::decode_to_slice(sign, &mut given).is_err() {
-        return false; // not 64 hex digits: that much is no secret
+        return false; // not 64 hex digits: the format is not a secret
     }
     let mut right = subtle::Choice::from(0);
     for token in tokens {
@@ -83,7 +83,7 @@ fn is_signed_by_any(tokens: &[Secret], request_time: &str, sign: &str) -> bool {
     right.into()
 }
 
-/// What the platform would put into `Sign`.
+/// The value that the platform would send as `Sign`.
 pub(crate) fn sign(token: &str, request_time: &str) -> String {
     hex::encode(digest(token, request_time))
 }

@@ -1,5 +1,5 @@
-//! The named parts of a running bridge. None is meant to end by itself: the one that does is named, be it
-//! by an error, a panic, or without a word.
+//! The named parts of a running bridge. None is supposed to end unasked: one that does is reported by
+//! name, whether it ended with an error, with a panic, or silently.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -16,7 +16,7 @@ const LEFTOVERS: Duration = Duration::from_secs(1);
 pub(crate) struct Tasks {
     set: JoinSet<anyhow::Result<()>>,
     names: HashMap<Id, &'static str>,
-    /// What became of those that have ended.
+    /// The results of those that have ended.
     ended: HashMap<&'static str, anyhow::Result<()>>,
 }
 
@@ -30,20 +30,20 @@ impl Tasks {
         self.names.insert(id, name);
     }
 
-    /// Waits until one of that name has ended, also if that was long ago. Its result is given once. A wait
-    /// that is given up loses nothing.
+    /// Waits until the named part has ended, even if that was long ago. Returns its result only once.
+    /// Cancelling the wait loses nothing.
     pub(crate) async fn end_of(&mut self, name: &'static str) -> anyhow::Result<()> {
         loop {
             if let Some(result) = self.ended.remove(name) {
                 return result;
             }
             if self.next().await.is_none() {
-                return Ok(()); // it was asked before
+                return Ok(()); // its result was already returned
             }
         }
     }
 
-    /// Waits for the first to end, and says which it was and why.
+    /// Waits for the first part to end, and returns which one it was and why.
     pub(crate) async fn first_end(&mut self) -> anyhow::Error {
         let Some(name) = self.next().await else { return anyhow!("nothing was running") };
         match self.ended.insert(name, Ok(())) {
@@ -63,8 +63,8 @@ impl Tasks {
     }
 }
 
-/// Runs a future that blocks now and then, and everything that it spawns, on a thread where it keeps
-/// nobody else waiting.
+/// Runs a future that sometimes blocks, and everything that it spawns, on a separate thread so that it
+/// does not delay anything else.
 pub(crate) async fn on_own_thread(
     name: &str,
     body: impl Future<Output = anyhow::Result<()>> + Send + 'static,

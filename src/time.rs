@@ -1,6 +1,6 @@
-//! Time: a [`Timestamp`], and the [`Clock`] as an argument. Two times are told apart: the wall's, for people
-//! and events, and the steady one, for everything that is compared: it goes on evenly when somebody sets
-//! the wall's, and during a suspend.
+//! Time: a [`Timestamp`], and the [`Clock`] as an argument. There are two kinds of time: wall-clock time,
+//! for people and events, and steady time, for everything that is compared. Steady time advances evenly
+//! even when the wall clock is set, and during a suspend.
 
 use std::fmt;
 use std::ops::{Add, Sub};
@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Serialize, Serializer};
 
-/// A moment, in whole milliseconds since the Unix epoch. Shown as RFC 3339, in UTC:
+/// A point in time, in whole milliseconds since the Unix epoch. Shown as RFC 3339, in UTC:
 /// `2026-11-22T18:00:00.123Z`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Timestamp(u64);
@@ -27,17 +27,17 @@ impl Timestamp {
         self.0
     }
 
-    /// What the wall's clock says.
+    /// The current wall-clock time.
     pub(crate) fn now() -> Self {
         SystemTime::now().into()
     }
 
-    /// The time from `earlier` to this; nothing if it was later.
+    /// The time from `earlier` to this; zero if `earlier` is the later one.
     pub(crate) fn since(self, earlier: Self) -> Duration {
         Duration::from_millis(self.0.saturating_sub(earlier.0))
     }
 
-    /// The time between the two, whichever was first.
+    /// The time between the two, whichever comes first.
     pub(crate) fn distance(self, other: Self) -> Duration {
         Duration::from_millis(self.0.abs_diff(other.0))
     }
@@ -91,7 +91,7 @@ pub(crate) fn milliseconds(duration: Duration) -> u64 {
 pub(crate) struct Clock(Arc<Source>);
 
 enum Source {
-    /// What the wall said at the start, and how long the machine was up then.
+    /// The wall-clock time at the start, and the machine's uptime at that moment.
     System { started_at: Timestamp, uptime: Duration },
     #[cfg(test)]
     Script(std::sync::Mutex<(Timestamp, Timestamp)>),
@@ -102,7 +102,7 @@ impl Clock {
         Clock(Arc::new(Source::System { started_at: Timestamp::now(), uptime: uptime() }))
     }
 
-    /// What the wall's clock says: it may be wrong, and be set at any moment.
+    /// The wall-clock time: it may be wrong, and may be set at any moment.
     pub(crate) fn wall(&self) -> Timestamp {
         match &*self.0 {
             Source::System { .. } => Timestamp::now(),
@@ -111,7 +111,7 @@ impl Clock {
         }
     }
 
-    /// The wall's time when this clock was made, and what has passed since.
+    /// The wall-clock time when this clock was created, plus the time that has passed since.
     pub(crate) fn steady(&self) -> Timestamp {
         match &*self.0 {
             Source::System { started_at, uptime: then } => {
@@ -127,7 +127,7 @@ impl Clock {
         Clock(Arc::new(Source::Script((now, now).into())))
     }
 
-    /// Sets both, as a restart with another time on the wall does.
+    /// Sets both, as a restart with a different wall-clock time would.
     #[cfg(test)]
     pub(crate) fn set(&self, wall: Timestamp, steady: Timestamp) {
         if let Source::Script(times) = &*self.0 {
@@ -136,7 +136,7 @@ impl Clock {
     }
 }
 
-/// Time since the machine was started, suspended or not.
+/// Time since the machine was started, including suspends.
 fn uptime() -> Duration {
     Duration::try_from(clock_gettime(ClockId::Boottime)).unwrap_or_default()
 }

@@ -13,7 +13,7 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 
-/// Certificate chain, key, and the CA of clients that must show a certificate: PEM files.
+/// Certificate chain, key, and the CA for client certificates, if those are required: PEM files.
 #[derive(Debug, Clone)]
 pub(crate) struct TlsFiles {
     pub(crate) cert: PathBuf,
@@ -21,11 +21,11 @@ pub(crate) struct TlsFiles {
     pub(crate) client_ca: Option<PathBuf>,
 }
 
-/// How often the files are looked at.
+/// How often the files are checked for changes.
 const LOOK: Duration = Duration::from_secs(2);
 
-/// Reads the files, and keeps the newest good configuration in the receiver for as long as anybody
-/// holds it.
+/// Loads the files, and keeps the newest valid configuration in the receiver for as long as a receiver
+/// exists.
 pub(crate) fn watch(files: TlsFiles) -> anyhow::Result<watch::Receiver<Arc<ServerConfig>>> {
     let mut seen = changed_at(&files);
     let (sender, receiver) = watch::channel(Arc::new(load(&files)?));

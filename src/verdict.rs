@@ -1,17 +1,17 @@
-//! What a sink says of an event: its [`Verdict`], with the [`Reason`] and its [`Kind`]. Pure.
+//! What a sink says about an event: its [`Verdict`], with the [`Reason`] and its [`Kind`]. Pure.
 
-/// What became of one event.
+/// The outcome of one event.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Verdict {
     /// Confirmed.
     Delivered,
-    /// Not now, for a reason of this event's own: it is tried again by itself, the line moves on.
+    /// Not now, for a reason of this event's own: it is retried separately, and the queue moves on.
     Later(Reason),
-    /// Refused in company, and perhaps for the fault of others: the relay tries it by itself, at once.
+    /// Refused as part of a batch, perhaps because of other events: the relay retries it alone, at once.
     Alone(Reason),
     /// Never: it becomes a dead letter.
     Refused(Reason),
-    /// The sink takes nothing now. The event keeps its place in the line.
+    /// The sink accepts nothing now. The event keeps its place in the queue.
     Away(Reason),
 }
 
@@ -28,7 +28,7 @@ impl Verdict {
     }
 }
 
-/// For tests: the verdict and its reason's kind.
+/// For tests: the verdict and the kind of its reason.
 #[cfg(test)]
 impl std::fmt::Display for Verdict {
     fn fmt(&self, formatter: &mut std::fmt::Formatter) -> std::fmt::Result {
@@ -44,7 +44,7 @@ impl std::fmt::Display for Verdict {
     }
 }
 
-/// Why an event, or a sink, is not where it should be.
+/// Why an event was not delivered, or a sink is not up.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Reason {
     pub(crate) kind: Kind,
@@ -58,26 +58,26 @@ impl Reason {
     }
 }
 
-/// The label `kind` of `publish_errors_total`: one set for all sinks, and no other is ever used.
+/// The label `kind` of `publish_errors_total`: one closed set for all sinks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// There is no connection to the broker.
     Unreachable,
-    /// Handed over, and not confirmed in time: it may have arrived.
+    /// Sent, but not confirmed in time: it may have arrived.
     Timeout,
-    /// The broker does not let this user in, or do this.
+    /// The broker does not let this user connect, or do this.
     Credentials,
-    /// Topic, exchange or stream is missing, or is not as the bridge needs it.
+    /// Topic, exchange or stream is missing, or is not what the bridge needs.
     Topology,
-    /// The broker takes nothing now: an alarm, or too few replicas.
+    /// The broker accepts nothing now: an alarm, or too few replicas.
     Blocked,
-    /// The broker took it and gave it back: a limit is reached.
+    /// The broker received it and rejected it: a limit is reached.
     Rejected,
-    /// Nothing is bound where it was sent.
+    /// No queue is bound for it.
     Unroutable,
-    /// Too large for the broker, for good.
+    /// Too large for the broker, permanently.
     TooLarge,
-    /// Not acceptable in itself, for good.
+    /// Invalid in itself, permanently.
     Invalid,
     Other,
 }

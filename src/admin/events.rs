@@ -1,5 +1,5 @@
-//! `GET /events`: the event stream, endless as server-sent events, or page by page as lines. Both read
-//! the outbox, so they show what is durable, and resume at a position without a gap or a repeat.
+//! `GET /events`: the event stream, either endless as server-sent events, or page by page as lines. Both
+//! read the outbox, so they show what is durable, and resume at a position without a gap or a repeat.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -23,10 +23,10 @@ use crate::server::{Phase, reached};
 /// Events read at a time for the endless stream.
 const STREAM_PAGE: usize = 256;
 
-/// How long the endless stream is silent before a comment shows that it lives.
+/// How long the endless stream may be silent before a comment shows that it is alive.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
-/// Of a page: the default of `limit`, its bound, and that of `wait`.
+/// For a page: the default of `limit`, its maximum, and that of `wait`.
 const DEFAULT_LIMIT: usize = 1000;
 const MAX_LIMIT: usize = 10_000;
 const MAX_WAIT: Duration = Duration::from_secs(60);
@@ -74,8 +74,8 @@ pub(super) async fn events(
     })
 }
 
-/// Reads the query and `Last-Event-ID`, which a reconnecting browser sends and which therefore counts
-/// more than the query that it began with.
+/// Reads the query and `Last-Event-ID`. A reconnecting browser sends the latter, so it takes precedence
+/// over the original query.
 fn ask(query: &str, headers: &HeaderMap) -> Result<Asked, String> {
     let mut asked = Asked { from: None, limit: DEFAULT_LIMIT, wait: Duration::ZERO };
     let position = |name: &str, value: &str| {
@@ -108,7 +108,7 @@ fn ask(query: &str, headers: &HeaderMap) -> Result<Asked, String> {
     Ok(asked)
 }
 
-/// Where reading begins, and how many events before that are gone already.
+/// Where reading begins, and how many events before that have already been removed.
 #[derive(Debug, Clone, Copy)]
 struct Start {
     after: u64,
@@ -123,7 +123,8 @@ impl Admin {
         Ok(match from {
             From::Now => Start { after: last, missed: 0 },
             From::Start => Start { after: before_oldest, missed: 0 },
-            // A position from the future is one of another outbox: all that is here is new.
+            // A position past the newest one comes from another outbox: everything here is new to this
+            // reader.
             From::After(after) if after > newest => {
                 Start { after: before_oldest, missed: before_oldest }
             }
@@ -134,11 +135,11 @@ impl Admin {
         })
     }
 
-    /// One page of lines, and where the next one begins.
+    /// One page of lines, and where the next page begins.
     async fn page(&self, start: Start, asked: &Asked) -> ReadResult<Response> {
         let mut last = self.outbox.last();
         let is_there = last.wait_for(|last| *last > start.after);
-        let _ = timeout(asked.wait, is_there).await; // else the page is empty
+        let _ = timeout(asked.wait, is_there).await; // on timeout the page is empty
         let limit = asked.limit;
         let events = self.reader.run(move |reading| reading.after(start.after, limit)).await?;
         let next = events.last().map_or(start.after, position);
@@ -157,7 +158,7 @@ impl Admin {
         Ok(response)
     }
 
-    /// Server-sent events without an end.
+    /// Endless server-sent events.
     fn stream(self: &Arc<Self>, start: Start) -> Response {
         let follower = Follower {
             admin: self.clone(),
@@ -179,8 +180,8 @@ impl Admin {
     }
 }
 
-/// The first words of a stream, so that its reader sees at once that it is open. What is missed is
-/// said as an event of its own kind, which who does not listen for it does not see.
+/// The start of a stream, so that its reader sees at once that it is open. Missed events are reported as
+/// an event of a separate type, which readers that do not listen for it never see.
 fn greeting(start: Start) -> Bytes {
     let Start { after, missed } = start;
     if missed == 0 {
@@ -212,7 +213,7 @@ impl Follower {
                     Ok(Err(_)) => return None, // the outbox is gone
                     Err(_) => return Some(Bytes::from_static(b": idle\n\n")),
                 },
-                // All is shown, and nothing more will come.
+                // Everything is shown, and no more will come.
                 () = reached(&mut self.phase, Phase::Closed) => return None,
             }
         }
@@ -223,17 +224,17 @@ impl Follower {
         let first = position(events.first()?);
         let mut text = String::new();
         if first > after + 1 {
-            // The reader was slower than the history is long.
+            // The reader has fallen behind the oldest event in the history.
             let missed = Start { after: first - 1, missed: first - 1 - after };
             text.push_str(std::str::from_utf8(&greeting(missed)).unwrap_or_default());
         }
         for slot in &events {
             use std::fmt::Write as _;
             self.after = position(slot);
-            // A damaged event cannot be shown; it becomes a dead letter where it was to be delivered.
+            // A damaged event cannot be shown; the relay makes it a dead letter when it reaches it.
             if let Ok(Stored { position, event, .. }) = slot {
                 let event = event.structured();
-                let _ = write!(text, "id: {position}\ndata: {event}\n\n"); // into memory: cannot fail
+                let _ = write!(text, "id: {position}\ndata: {event}\n\n"); // writing to memory cannot fail
             }
         }
         if text.is_empty() {

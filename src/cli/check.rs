@@ -1,5 +1,5 @@
-//! `topic-bridge check`: is the configuration right, what does it come to, and (`--connect`) does the
-//! sink behind it take events?
+//! `topic-bridge check`: is the configuration right, what are the effective values, and (`--connect`)
+//! does the sink accept events?
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -1,4 +1,4 @@
-//! The command line. One file a subcommand; `serve` is the program itself. Data goes to stdout,
+//! The command line. One file per subcommand; `serve` is the program itself. Data goes to stdout,
 //! everything else to stderr.
 
 pub mod check;
@@ -54,7 +54,7 @@ pub enum Command {
     Outbox(outbox::Args),
 }
 
-/// Writes data to stdout. Who stops reading, as `head` does, has had enough: that is no failure.
+/// Writes data to stdout. A reader that stops early, as `head` does, is not an error.
 fn print(text: &str) -> anyhow::Result<()> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {

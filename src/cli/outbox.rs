@@ -1,4 +1,4 @@
-//! `topic-bridge outbox`: what is in the outbox. It only reads, and may run beside a bridge.
+//! `topic-bridge outbox`: shows what is in the outbox. It only reads, and works while a bridge is running.
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -14,7 +14,7 @@ use crate::outbox::{Kept, List, Reader, Status};
 use crate::settings::Settings;
 use crate::time::Timestamp;
 
-/// Rows read at a time: no read may hold the bridge's log open for long.
+/// Rows read at a time: a long read would keep the bridge's log from being emptied.
 const PAGE: usize = 500;
 
 #[derive(Debug, clap::Subcommand)]
@@ -172,7 +172,7 @@ fn line_of_text(kept: &Kept) -> String {
     format!("{position:<11} {at}  {state:<10} {topic}  {name:?}  {}\n", plain(reason))
 }
 
-/// Names are user input: what could move a terminal's cursor is escaped.
+/// Names are user input: characters that could move a terminal's cursor are escaped.
 fn plain(text: &str) -> String {
     text.chars()
         .flat_map(
@@ -201,10 +201,10 @@ fn line_of_json(kept: &Kept) -> String {
     line["position"] = json!(position);
     line["accepted_at"] = json!(at);
     let mut text = line.to_string();
-    // The event goes in as it is stored, to the letter.
+    // The event is inserted exactly as stored.
     let event = std::str::from_utf8(content).ok().filter(|text| is_json(text)).unwrap_or("null");
     text.pop();
-    let _ = writeln!(text, ",\"event\":{event}}}"); // into memory: cannot fail
+    let _ = writeln!(text, ",\"event\":{event}}}"); // writing to memory cannot fail
     text
 }
 

@@ -1,4 +1,4 @@
-//! `topic-bridge tail`: what comes out of the configured sink, an event a line.
+//! `topic-bridge tail`: prints what comes out of the configured sink, one event per line.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -51,7 +51,7 @@ async fn follow(args: &Args, settings: &Settings) -> anyhow::Result<()> {
     let mut shown = 0;
     while args.count.is_none_or(|count| shown < count) {
         let line: String = tokio::select! {
-            biased; // what has come is shown before the end is reported
+            biased; // show what has arrived before reporting the end
             Some(line) = lines.recv() => line,
             ended = &mut tail => {
                 ended?;

@@ -1,5 +1,5 @@
-//! Reading the merged layers key by key: which keys there are, what is wrong with them and where it
-//! came from, and what the configuration comes to.
+//! Reading the merged layers key by key: which keys exist, what is wrong with them and where they came
+//! from, and the effective configuration.
 
 use std::path::PathBuf;
 
@@ -9,7 +9,7 @@ use figment::value::{Dict, Value};
 use super::Faults;
 use super::layers::{self, defaults};
 
-/// Reads keys one by one, remembers which there are, and collects what is wrong with them.
+/// Reads keys one by one, remembers which ones exist, and collects what is wrong with them.
 pub(crate) struct Keys {
     figment: Figment,
     merged: Value,
@@ -20,13 +20,13 @@ pub(crate) struct Keys {
 }
 
 impl Keys {
-    /// Puts the layers over each other: the defaults, `file` (or the one that `TOPIC_BRIDGE_CONFIG` names),
-    /// the environment, and `set`, which holds `section.key=value` texts.
+    /// Merges the layers: the defaults, `file` (or the one that `TOPIC_BRIDGE_CONFIG` names), the
+    /// environment, and `set`, which holds `section.key=value` texts.
     pub(crate) fn load(file: Option<PathBuf>, set: &[String]) -> Result<Self, Faults> {
         layers::layer(file, std::env::vars_os(), set).and_then(Self::new)
     }
 
-    /// The defaults and `set`: a test's environment may name the brokers of others.
+    /// The defaults and `set` only: the environment of a test may name real brokers.
     #[cfg(test)]
     pub(crate) fn of(set: &[String]) -> Result<Self, Faults> {
         layers::layer(None, std::iter::empty(), set).and_then(Self::new)
@@ -48,7 +48,7 @@ impl Keys {
         Ok(Keys { figment, merged, defaults, known, effective, faults })
     }
 
-    /// A key that has a default. On a fault, which is kept for later, it is the default's value.
+    /// Reads a key that has a default. On a fault, which is recorded, returns the default.
     pub(crate) fn read<T>(&mut self, key: &str, parse: impl Fn(&Value) -> Result<T, String>) -> T {
         let default =
             self.defaults.find_ref(key).cloned().expect("every key read here has a default");
@@ -62,7 +62,7 @@ impl Keys {
         }
     }
 
-    /// A key that has none. A fault is kept for later, and reads as absence.
+    /// Reads a key without a default. A fault is recorded, and counts as absence.
     pub(crate) fn read_optional<T>(
         &mut self,
         key: &str,
@@ -88,23 +88,23 @@ impl Keys {
         }
     }
 
-    /// A key whose reader does all the rest itself.
+    /// Takes a key whose reader does everything else itself.
     pub(crate) fn take(&mut self, key: &str) -> Option<Value> {
         self.known.push(key.to_owned());
         self.merged.find_ref(key).cloned()
     }
 
-    /// A section that nobody reads in this build.
+    /// Skips a section that is not read in this build.
     pub(crate) fn skip(&mut self, section: &str) {
         self.known.push(section.to_owned());
     }
 
-    /// Something is wrong with a value.
+    /// Records that something is wrong with a value.
     pub(crate) fn fault(&mut self, key: &str, value: &Value, reason: &str) {
         self.faults.push(format!("{key}{}: {reason}", self.origin(value)));
     }
 
-    /// Something is wrong between values.
+    /// Records that values contradict each other.
     pub(crate) fn reject(&mut self, fault: impl Into<String>) {
         self.faults.push(fault.into());
     }
@@ -121,7 +121,7 @@ impl Keys {
         }
     }
 
-    /// Has the effective configuration show this value.
+    /// Sets the value that the effective configuration shows for this key.
     pub(crate) fn show(&mut self, key: &str, value: Value) {
         let nested = figment::util::nest(key, value).into_dict().unwrap_or_default();
         merge(&mut self.effective, nested);
@@ -155,7 +155,7 @@ impl Keys {
         self.check().map(Value::from)
     }
 
-    /// What was read so far, or what is wrong with that.
+    /// What has been read so far, or what is wrong with it.
     pub(crate) fn check(self) -> Result<Dict, Faults> {
         if self.faults.is_empty() { Ok(self.effective) } else { Err(Faults(self.faults)) }
     }
@@ -185,12 +185,12 @@ fn unknown_keys(value: &Value, at: &str, known: &[String], unknown: &mut Vec<(St
     }
 }
 
-/// `unknown key`, with the nearest known one where there is a near one.
+/// `unknown key`, with the most similar known one, if any is similar enough.
 pub(crate) fn suggest<'k>(key: &str, known: impl Iterator<Item = &'k str>) -> String {
     let nearest = known
         .map(|known| {
             let whole = strsim::damerau_levenshtein(key, known);
-            // A key in the wrong section, or with none, is as near as its own name is.
+            // A key in the wrong section, or without one, is as similar as its own name is.
             let name = strsim::damerau_levenshtein(own_name(key), own_name(known));
             (whole.min(name + 1), known)
         })
@@ -208,7 +208,7 @@ fn own_name(key: &str) -> &str {
     key.rsplit('.').next().unwrap_or(key)
 }
 
-/// A value that came as text, shown in the type that the default has.
+/// Converts a value that came as text to the type of the default.
 fn like(default: &Value, value: Value) -> Value {
     let Some(text) = value.as_str() else {
         return value;

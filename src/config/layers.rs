@@ -1,5 +1,5 @@
-//! The layers of the configuration, from the embedded defaults up to the flags. Values that come as
-//! text stay text here: only a key's own reader knows what they are to be.
+//! The layers of the configuration, from the embedded defaults up to the flags. Values that arrive as
+//! text stay text here: only a key's own reader knows their type.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -9,13 +9,13 @@ use figment::{Figment, Metadata, Profile, Provider};
 
 use super::{DEFAULTS, Faults};
 
-/// Of the defaults, where a value's origin is asked for.
+/// The origin that is shown for a default.
 pub(super) const DEFAULTS_NAME: &str = "the defaults";
 
 const PREFIX: &str = "TOPIC_BRIDGE_";
 const FILE_VARIABLE: &str = "TOPIC_BRIDGE_CONFIG";
 
-/// Puts them over each other. `variables` is the environment, `set` holds `section.key=value` texts.
+/// Merges the layers. `variables` is the environment, `set` holds `section.key=value` texts.
 pub(super) fn layer(
     file: Option<PathBuf>,
     variables: impl Iterator<Item = (OsString, OsString)>,
@@ -63,9 +63,9 @@ pub(super) fn layer(
     if faults.is_empty() { Ok(figment) } else { Err(Faults(faults)) }
 }
 
-/// Kubernetes puts `NAME_SERVICE_HOST`, `NAME_PORT=tcp://…`, `NAME_PORT_80_TCP_ADDR` and the like, for
-/// each service, into every container: a service called topic-bridge, or topic-bridge-admin, must not
-/// look like a configuration fault.
+/// For each service, Kubernetes sets `NAME_SERVICE_HOST`, `NAME_PORT=tcp://…`, `NAME_PORT_80_TCP_ADDR`
+/// and the like in every container: a service called topic-bridge or topic-bridge-admin must not look
+/// like a configuration fault.
 fn is_service_link(rest: &str, value: &str) -> bool {
     let ends = |end: &str| rest.strip_suffix(end).is_some_and(|s| s.is_empty() || s.ends_with('_'));
     let names_protocol = ["_TCP", "_UDP", "_SCTP"].iter().any(|protocol| rest.contains(protocol));
@@ -81,7 +81,7 @@ pub(super) fn defaults() -> Toml {
     Toml { metadata: Metadata::named(DEFAULTS_NAME), table }
 }
 
-/// A fault names the line and does not quote it: a secret may stand there.
+/// An error names the line without quoting it: it may contain a secret.
 fn read_file(path: &Path) -> Result<Toml, String> {
     let shown = path.display();
     let text = match std::fs::read_to_string(path) {
@@ -116,8 +116,8 @@ impl Provider for Toml {
     }
 }
 
-/// One value that arrives as text, from a variable or a flag. It stays text until the key's own
-/// reader takes it, so a token of digits keeps its zeros.
+/// One value that arrives as text, from a variable or a flag. It stays text until its key's reader parses
+/// it, so a token made of digits keeps its zeros.
 struct Text {
     origin: String,
     key: String,

@@ -1,5 +1,5 @@
-//! What a value may be. Each reader takes the native form and the text that a variable brings, and says
-//! in words what it expected.
+//! Readers for each type of value. Each accepts the native form and the text that a variable brings, and
+//! says in words what it expected.
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use figment::value::Value;
 
-/// A secret file's text, without the line break that editors leave at its end.
+/// The text of a secret file, without the line break that editors add at the end.
 pub(crate) fn secret_file(path: &Path) -> Result<String, String> {
     match std::fs::read_to_string(path) {
         Ok(text) => Ok(text.trim_end_matches(['\r', '\n']).to_owned()),
@@ -24,7 +24,7 @@ pub(crate) fn readable(value: &Value) -> Result<PathBuf, String> {
     }
 }
 
-/// Text as such. A number or a flag is refused, for it may have lost zeros on the way.
+/// Text as it is. A number or a boolean is refused, because it may already have lost zeros.
 pub(crate) fn text(value: &Value) -> Result<&str, String> {
     let found = match value {
         Value::String(_, text) => return Ok(text),
@@ -66,7 +66,7 @@ pub(crate) fn choice<T: Clone>(value: &Value, choices: &[(&str, T)]) -> Result<T
 
 pub(crate) fn whole(value: &Value) -> Result<u64, String> {
     let number = match value {
-        // figment keeps the sign in the type, so one of the two is always nothing.
+        // figment keeps the sign in the type, so one of the two is always `None`.
         Value::Num(_, number) => match (number.to_u128(), number.to_i128()) {
             (Some(unsigned), _) => u64::try_from(unsigned).ok(),
             (_, Some(signed)) => u64::try_from(signed).ok(),
@@ -77,7 +77,7 @@ pub(crate) fn whole(value: &Value) -> Result<u64, String> {
     number.ok_or_else(|| "is not a whole number of 0 or more".into())
 }
 
-/// A whole number from 1 to a billion: a limit of nothing would stop everything.
+/// A whole number from 1 to a billion: a limit of zero would stop everything.
 pub(crate) fn count<T: TryFrom<u64>>(value: &Value) -> Result<T, String> {
     let number = whole(value)?;
     let in_range =
@@ -129,7 +129,7 @@ pub(crate) fn address(value: &Value) -> Result<SocketAddr, String> {
         .ok_or_else(|| format!("{text:?} is not a valid address: write it as \"127.0.0.1:8080\""))
 }
 
-/// Names of servers: a list, or one text with commas.
+/// Server names: a list, or one text separated by commas.
 pub(crate) fn servers(value: &Value) -> Result<Vec<String>, String> {
     let list: Vec<String> = match value {
         Value::Array(_, items) => {

@@ -1,4 +1,4 @@
-//! `[[apps]]`: whose callbacks are taken, and how they prove themselves.
+//! `[[apps]]`: whose callbacks are accepted, and how they are authenticated.
 
 use crate::config::value::{flag, secret_file, text, whole};
 use crate::config::{Keys, Value, suggest};
@@ -15,7 +15,7 @@ const NO_APPS: &str = "no app is configured, so no callback could be accepted; w
 
 const APP_KEYS: [&str; 4] = ["sdk_app_id", "tokens", "token_files", "allow_unsigned"];
 
-/// The list of apps: tables in a file, or one text of the same form in a variable.
+/// The list of apps: tables in a file, or text of the same form in a variable.
 pub(super) fn read(keys: &mut Keys) -> Vec<App> {
     let Some(value) = keys.take("apps") else {
         return Vec::new();

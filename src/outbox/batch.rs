@@ -1,4 +1,4 @@
-//! What one transaction of the writer's holds, and what it did.
+//! What one transaction of the writer holds, and what it did.
 
 use rusqlite::{Transaction, params};
 use tokio::sync::oneshot;
@@ -14,7 +14,7 @@ use crate::time::Timestamp;
 
 pub(super) type Answers = Vec<(Waiter, Outcome)>;
 
-/// A batch sorted by what is to be done.
+/// A batch, sorted by what has to be done.
 #[derive(Default)]
 pub(super) struct Batch {
     pub(super) appends: Vec<(Record, Waiter)>,
@@ -49,7 +49,7 @@ impl Batch {
         }
     }
 
-    /// Whether nobody waits for it to be durable.
+    /// Whether no client is waiting for it to be durable.
     pub(super) fn is_empty(&self) -> bool {
         self.appends.is_empty() && self.quarantined.is_empty()
     }
@@ -82,7 +82,7 @@ pub(super) struct Written {
     pub(super) trimmed_through: Option<u64>,
 }
 
-/// What may still be written, and the answer when it is used up.
+/// How much may still be written, and the refusal once it is used up.
 pub(super) struct Room {
     pub(super) bytes: u64,
     pub(super) refusal: Refusal,
@@ -95,7 +95,7 @@ impl Room {
     }
 }
 
-/// Inserts what is new. `newest` is the position that was given last, `now` the steady clock's time.
+/// Inserts the new events. `newest` is the last position assigned, `now` is steady-clock time.
 pub(super) fn append(
     transaction: &Transaction,
     ids: &mut Ids,
@@ -139,7 +139,7 @@ pub(super) fn append(
     Ok(())
 }
 
-/// Keeps what could not be understood, up to `places` of them.
+/// Keeps callbacks that could not be understood, at most `places` of them.
 pub(super) fn quarantine(
     transaction: &Transaction,
     batch: &Batch,

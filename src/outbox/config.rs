@@ -50,7 +50,7 @@ impl Config {
     }
 }
 
-/// A file that can be an outbox, be it there or not.
+/// A path that can be an outbox, whether the file exists yet or not.
 fn outbox_file(value: &Value) -> Result<PathBuf, String> {
     let path = file(value)?;
     match unsuitable(&path) {

@@ -1,4 +1,4 @@
-//! How a connection to the file is set up: the one that writes, the one that checkpoints, and those that read.
+//! How each connection to the file is set up: the writer's, the checkpointer's, and the readers'.
 
 use std::path::Path;
 use std::time::Duration;
@@ -10,14 +10,14 @@ use super::log::checkpoint;
 use super::schema::{APPLICATION, VERSION, explain, pragma};
 use super::{OpenError, migrate};
 
-/// The first SQLite whose checkpoints cannot damage a log that another connection starts anew
-/// (https://sqlite.org/wal.html, "The WAL-reset bug"): which is what two of our threads do all day.
+/// The first SQLite release whose checkpoints cannot damage a log that another connection is restarting
+/// (https://sqlite.org/wal.html, "The WAL-reset bug"). Two of our threads do exactly that all day.
 const OLDEST_LIBRARY: i32 = 3_051_003;
 
-/// How long another program's lock is waited for.
+/// How long to wait for another program's lock.
 const BUSY: Duration = Duration::from_millis(if cfg!(test) { 10 } else { 1000 });
 
-/// Refuses a system's SQLite that is too old to be trusted with the log.
+/// Refuses a system SQLite that is too old to be trusted with the log.
 pub(super) fn check_library(version: i32) -> Result<(), String> {
     if version >= OLDEST_LIBRARY {
         return Ok(());
@@ -29,15 +29,15 @@ pub(super) fn check_library(version: i32) -> Result<(), String> {
     ))
 }
 
-/// The connection that writes. The log is brought into the file before anything is read: what was
-/// recovered from it is durable then, whatever had become of its syncs.
+/// The connection that writes. The log is copied into the file before anything is read, so whatever was
+/// recovered from it is durable, even if its own syncs failed.
 pub(super) fn open_for_writing(path: &Path) -> Result<Connection, OpenError> {
     let unusable = |error: rusqlite::Error| OpenError::unusable(path, explain(&error, path));
     let connection = open(path).map_err(unusable)?;
     checkpoint_at_start(&connection).map_err(unusable)?;
     let is_new = is_empty(&connection).map_err(unusable)?;
     if is_new {
-        // Only before the first table is written can a file become one that shrinks again.
+        // A file can only be made shrinkable before its first table is written.
         connection.pragma_update(None, "auto_vacuum", "INCREMENTAL").map_err(unusable)?;
     } else {
         let application: i64 = pragma(&connection, "application_id").map_err(unusable)?;
@@ -51,8 +51,8 @@ pub(super) fn open_for_writing(path: &Path) -> Result<Connection, OpenError> {
     Ok(connection)
 }
 
-/// A reader's open transaction or a full disk may keep the log from being emptied; it was synced
-/// before, so nothing hangs on it then.
+/// A reader's open transaction or a full disk may keep the log from being emptied. That is harmless: the
+/// log has already been synced.
 fn checkpoint_at_start(connection: &Connection) -> rusqlite::Result<()> {
     use rusqlite::ErrorCode::{DatabaseBusy, DatabaseLocked, DiskFull};
     match checkpoint(connection, "TRUNCATE") {
@@ -69,7 +69,7 @@ fn checkpoint_at_start(connection: &Connection) -> rusqlite::Result<()> {
     }
 }
 
-/// SQLite would read a name such as ":memory:" or "file:…" as something else than a file's.
+/// SQLite would not treat a name such as ":memory:" or "file:…" as a plain file name.
 fn open(path: &Path) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags)?;
@@ -86,7 +86,7 @@ pub(super) fn open_for_reading(path: &Path) -> Result<Connection, OpenError> {
             "there is no such file: no bridge has run on it yet",
         ));
     }
-    // Reading a WAL file needs its index beside it, so the connection is one that could write.
+    // Reading a WAL file needs its index next to it, so the connection must be one that could write.
     let connection = open(path).map_err(unusable)?;
     connection.pragma_update(None, "query_only", true).map_err(unusable)?;
     let application: i64 = pragma(&connection, "application_id").map_err(unusable)?;
@@ -104,7 +104,7 @@ pub(super) fn open_for_reading(path: &Path) -> Result<Connection, OpenError> {
     Ok(connection)
 }
 
-/// The connection that checkpoints beside the commits.
+/// The connection that runs checkpoints alongside the commits.
 pub(super) fn open_for_checkpoints(path: &Path) -> Result<Connection, OpenError> {
     let unusable = |error: rusqlite::Error| OpenError::unusable(path, explain(&error, path));
     open(path).map_err(unusable)
@@ -113,14 +113,14 @@ pub(super) fn open_for_checkpoints(path: &Path) -> Result<Connection, OpenError>
 /// What all connections have in common.
 fn configure(connection: &Connection) -> rusqlite::Result<()> {
     connection.busy_timeout(BUSY)?;
-    // A checkpoint inside a commit would make its waiters wait: one runs beside them.
+    // A checkpoint inside a commit would delay its waiters, so a separate thread runs them.
     connection.pragma_update(None, "wal_autocheckpoint", 0)?;
-    // Else a statement with a bound LIMIT is compiled anew for each value.
+    // Otherwise a statement with a bound LIMIT is recompiled for each value.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     Ok(())
 }
 
-/// A log that was longer once is cut to this when it begins anew.
+/// A log that has grown longer is cut to this size when it restarts.
 pub(super) fn limit_log(connection: &Connection, bytes: u64) -> rusqlite::Result<()> {
     connection.pragma_update(None, "journal_size_limit", bytes)
 }

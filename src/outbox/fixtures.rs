@@ -1,4 +1,4 @@
-//! What the tests of outbox and relay begin with.
+//! The starting point of the outbox and relay tests.
 
 use std::path::Path;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! Whether the outbox takes events, and what an error of SQLite's means for that.
+//! Whether the outbox accepts events, and what an SQLite error means for that.
 
 use std::path::PathBuf;
 use std::sync::atomic::Ordering::Relaxed;
@@ -13,11 +13,11 @@ use super::schema::explain;
 use super::{Refusal, Shared};
 use crate::time::Timestamp;
 
-/// Whether the outbox takes events.
+/// Whether the outbox accepts events.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Health {
     Taking,
-    /// It refuses for now, and takes again by itself when the reason is gone.
+    /// Refuses for now, and accepts again once the reason is gone; no restart needed.
     Refusing(Refusal),
     /// A sync failed or the file is damaged: nothing is acknowledged again before a restart.
     Poisoned(String),
@@ -26,7 +26,7 @@ pub(crate) enum Health {
 /// What a failed statement means.
 #[derive(Debug)]
 pub(super) enum StorageError {
-    /// It may go better later, and nothing is harmed.
+    /// It may succeed later; no harm is done.
     Refused(Refusal),
     /// The file can no longer be trusted.
     Broken(String),
@@ -42,7 +42,7 @@ impl StorageError {
             (ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked, _) => {
                 StorageError::Refused(Refusal::Locked)
             }
-            // The log's index could not grow: the disk is full there, too.
+            // The log's index could not grow: that means a full disk, too.
             (_, ffi::SQLITE_IOERR_SHMSIZE) => StorageError::Refused(Refusal::DiskFull),
             (_, ffi::SQLITE_IOERR_WRITE | ffi::SQLITE_IOERR_TRUNCATE) if reserve.is_disk_full() => {
                 StorageError::Refused(Refusal::DiskFull)
@@ -54,7 +54,7 @@ impl StorageError {
         }
     }
 
-    /// Of what can as well be done at the next occasion: only what is broken for good is an error.
+    /// For work that can be left for the next attempt: only a broken outbox is an error.
     pub(super) fn tolerate(result: rusqlite::Result<()>, reserve: &Reserve) -> Result<(), String> {
         match result.map_err(|error| StorageError::of(&error, reserve)) {
             Ok(()) | Err(StorageError::Refused(_)) => Ok(()),
@@ -63,7 +63,7 @@ impl StorageError {
     }
 }
 
-/// The writer's end of it: each change is said in the log.
+/// The writer's end of the health state: logs each change.
 pub(super) struct Condition {
     pub(super) health: watch::Sender<Health>,
     path: PathBuf,
@@ -119,7 +119,7 @@ impl Condition {
         self.health.send_replace(Health::Refusing(refusal));
     }
 
-    /// Said once a run: good callbacks are still taken, and the gauge `quarantined` shows it.
+    /// Logged once per run: valid callbacks are still accepted, and the gauge `quarantined` shows it.
     pub(super) fn warn_of_full_quarantine(&mut self, limit: u64) {
         if !self.warned_of_quarantine {
             self.warned_of_quarantine = true;
@@ -142,7 +142,7 @@ impl Condition {
 }
 
 impl Shared {
-    /// How long the commit in progress has taken, or the last one took, if that is too long.
+    /// How long the commit in progress (or else the last one) has taken, if that is too long.
     pub(super) fn slow_commit(&self, now: Timestamp) -> Option<Duration> {
         let started = self.commit_started.load(Relaxed);
         let running = if started == 0 { 0 } else { now.as_millis().saturating_sub(started) };

@@ -1,5 +1,5 @@
-//! What the writer does beside the batches about space: it lets delivered events go when their time is
-//! over, or for want of room, and gives free pages back.
+//! How the writer manages space between batches: it removes delivered events when they expire or when
+//! room is short, and returns free pages to the file system.
 
 use std::time::Duration;
 
@@ -7,30 +7,30 @@ use rusqlite::{Connection, Transaction};
 
 use crate::time::Timestamp;
 
-/// Events that one transaction trims at most, so that no callback waits long behind it.
+/// The most events that one transaction removes, so that no callback waits long behind it.
 const TRIM_AT_ONCE: u64 = 1024;
 
-/// Rows that one look at the clock goes through at most.
+/// The most rows examined for expiry at one tick.
 const EXPIRE_AT_ONCE: u64 = 10_000;
 
-/// Free pages that are kept for reuse before space is given back, and how many go back at a time.
+/// Free pages to keep for reuse before returning space, and how many to return at a time.
 const KEEP_FREE_PAGES: u64 = 2048;
 const VACUUM_AT_ONCE: u64 = 1024;
 
-/// Percent of `outbox.max_bytes` in use at which delivered history begins to give way, and at which
-/// it need not any more.
+/// Percent of `outbox.max_bytes` in use at which delivered history starts to be removed early, and at
+/// which that stops.
 const NEAR_FULL: u64 = 90;
 const ENOUGH_ROOM: u64 = 80;
 
 pub(super) struct History {
-    /// How long delivered events are kept, and how many.
+    /// How long to keep delivered events, and how many.
     keep: Duration,
     keep_events: u64,
     max_bytes: u64,
     gives_way: bool,
-    /// The oldest position that is kept; one past the last where none is.
+    /// The oldest position kept; one past the last if there is none.
     pub(super) oldest: u64,
-    /// Up to here the history has served its time.
+    /// Events up to here are older than `keep`.
     expired: u64,
     is_near_full: bool,
 }
@@ -48,7 +48,7 @@ impl History {
         Ok(())
     }
 
-    /// The last position that may go now, if one may: past its time, and settled.
+    /// The last position that may be removed now, if any: expired (or in excess) and settled.
     pub(super) fn surplus(&self, newest: u64, settled_through: u64) -> Option<u64> {
         let too_many = newest.saturating_sub(self.keep_events);
         let for_room = if self.is_near_full { settled_through } else { 0 };
@@ -56,8 +56,9 @@ impl History {
         (last >= self.oldest).then(|| last.min(self.oldest + TRIM_AT_ONCE - 1))
     }
 
-    /// Moves past the events that are older than the history's time. A time from the future is of a run
-    /// whose clock was wrong: it counts by its distance, too, else it would hold up all behind it.
+    /// Moves past the events that are older than `keep`. A time in the future comes from a run whose
+    /// clock was wrong. It is compared by its distance as well; otherwise it would hold up everything
+    /// behind it.
     pub(super) fn expire(
         &mut self,
         connection: &Connection,
@@ -68,7 +69,7 @@ impl History {
         let mut statement = connection.prepare_cached(sql)?;
         let mut rows = statement.query([self.expired.max(self.oldest - 1), EXPIRE_AT_ONCE])?;
         while let Some(row) = rows.next()? {
-            // A damaged time is no reason to keep the row.
+            // A damaged time is not a reason to keep the row.
             let at = row.get::<_, Timestamp>(1).unwrap_or_default();
             if now.distance(at) < self.keep {
                 break;
@@ -78,13 +79,13 @@ impl History {
         Ok(())
     }
 
-    /// Takes note of how much is in use.
+    /// Updates the near-full state from the bytes in use.
     pub(super) fn measure(&mut self, used: u64) {
         let percent = if self.is_near_full { ENOUGH_ROOM } else { NEAR_FULL };
         self.press(used > self.max_bytes / 100 * percent);
     }
 
-    /// Delivered events go before their time while there is no room, where they may.
+    /// While space is short, delivered events are removed early, if that is allowed.
     pub(super) fn press(&mut self, is_near_full: bool) {
         let is_near_full = is_near_full && self.gives_way;
         if is_near_full && !self.is_near_full {
@@ -106,14 +107,14 @@ pub(super) fn trim(transaction: &Transaction, through: u64) -> rusqlite::Result<
     transaction.prepare_cached(sql)?.execute([through]).map(drop)
 }
 
-/// Pages of the file, and those of them that are free.
+/// The number of pages in the file, and how many of them are free.
 pub(super) fn pages(connection: &Connection) -> rusqlite::Result<(u64, u64)> {
     let mut pages = connection.prepare_cached("PRAGMA page_count")?;
     let mut free = connection.prepare_cached("PRAGMA freelist_count")?;
     Ok((pages.query_row([], |row| row.get(0))?, free.query_row([], |row| row.get(0))?))
 }
 
-/// Shrinks the file by a little when much of it is free.
+/// Shrinks the file a little when much of it is free.
 pub(super) fn give_space_back(connection: &Connection) -> rusqlite::Result<()> {
     let (pages, free) = pages(connection)?;
     if free < KEEP_FREE_PAGES.max(pages / 4) {
@@ -122,13 +123,13 @@ pub(super) fn give_space_back(connection: &Connection) -> rusqlite::Result<()> {
     vacuum(connection, VACUUM_AT_ONCE).map(drop)
 }
 
-/// Gives free pages back, the last of the file first. Whether that did something and there are more: a file
-/// that was made without incremental vacuum keeps them.
+/// Returns free pages to the file system, last page first. True if that did something and there are more:
+/// a file created without incremental vacuum keeps its free pages.
 pub(super) fn vacuum(connection: &Connection, limit: u64) -> rusqlite::Result<bool> {
     let (_, before) = pages(connection)?;
     let mut statement = connection.prepare(&format!("PRAGMA incremental_vacuum({limit})"))?;
     let mut rows = statement.query([])?;
-    while rows.next()?.is_some() {} // a page a step
+    while rows.next()?.is_some() {} // one page per step
     let (_, free) = pages(connection)?;
     Ok((1..before).contains(&free))
 }

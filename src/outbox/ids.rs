@@ -1,6 +1,6 @@
-//! Which topics were created before, and when last. The table `ids` remembers them, for longer than the
-//! history; in memory each costs some twenty bytes: a part of its hash, and the position of its row,
-//! which is read where the hash is the same.
+//! Which topics were created before, and when most recently. The table `ids` remembers them for longer
+//! than the history does. In memory each takes some twenty bytes: part of its hash, and the position of
+//! its row, which is read when the hash matches.
 
 use std::mem;
 use std::time::Duration;
@@ -11,37 +11,37 @@ use uuid::Uuid;
 
 use crate::time::Timestamp;
 
-/// What a row of the table takes in the file, about. Ids have a bound of their own, so they do not
-/// count towards `outbox.max_bytes`.
+/// Roughly what a row of the table takes in the file. Ids have their own limit, so they do not count
+/// towards `outbox.max_bytes`.
 pub(super) const ROW_BYTES: u64 = 36;
 
-/// Rows that one transaction forgets at most.
+/// The most rows that one transaction forgets.
 const FORGET_AT_ONCE: u64 = 1024;
 
 #[derive(Debug, PartialEq)]
 pub(super) enum Seen {
     Never,
-    /// The platform's retry: not another event.
+    /// The platform's retry, not another event.
     InsideWindow,
-    /// The topic was deleted and created anew: another event. The position is that of the last one.
+    /// The topic was deleted and recreated: another event. The position is that of the previous one.
     BeforeWindow(u64),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Entry {
     hash: u32,
-    /// The low half: no two of one table are further apart.
+    /// The low half is enough: no two positions in the table are 2^32 apart.
     position: u32,
 }
 
-/// Times are by the steady clock, and compared by their distance: one that comes from a
-/// run whose clock was wrong must not count for ever.
+/// Times are on the steady clock and compared by their distance, so that one from a run whose clock was
+/// wrong does not count forever.
 pub(super) struct Ids {
     window: Duration,
     remember: Duration,
     max: u64,
     table: HashTable<Entry>,
-    /// What the open transaction has changed, to be undone if it fails.
+    /// Changes made by the open transaction, to be undone if it fails.
     staged: Vec<Change>,
 }
 
@@ -57,8 +57,8 @@ impl Ids {
         Ids { window, remember, max, table: HashTable::new(), staged: Vec::new() }
     }
 
-    /// A time from the future is of a run whose clock was ahead. It is taken for the latest at which a
-    /// repeat would count as another creation: so it is remembered, and for no longer than others.
+    /// A time in the future comes from a run whose clock was ahead. It is moved back just far enough that
+    /// a repeat counts as another creation; the id is still remembered, but no longer than others.
     pub(super) fn load(&mut self, connection: &Connection, now: Timestamp) -> rusqlite::Result<()> {
         let (far_ahead, past) = (now + self.window, now - self.window);
         let sql = "UPDATE ids SET steady_at = ?2 WHERE steady_at > ?1";
@@ -67,7 +67,7 @@ impl Ids {
             connection.prepare("SELECT position, first_id FROM ids ORDER BY position")?;
         let mut rows = statement.query([])?;
         while let Some(row) = rows.next()? {
-            // An id of another length is damaged, and can match nothing.
+            // An id of the wrong length is damaged and cannot match anything.
             let Ok(first_id) = Uuid::from_slice(row.get_ref(1)?.as_bytes().unwrap_or_default())
             else {
                 continue;
@@ -81,7 +81,7 @@ impl Ids {
         self.table.len() as u64
     }
 
-    /// Whether a topic was created before. `newest` is the position that was given last.
+    /// Whether a topic was created before. `newest` is the last position assigned.
     pub(super) fn seen(
         &self,
         connection: &Connection,
@@ -105,7 +105,7 @@ impl Ids {
         Ok(Seen::Never)
     }
 
-    /// Remembers a topic's creation, in place of the one before. For good after [`Ids::commit`].
+    /// Remembers a topic's creation in place of its previous one. Permanent after [`Ids::commit`].
     pub(super) fn remember(
         &mut self,
         connection: &Connection,
@@ -127,7 +127,7 @@ impl Ids {
         Ok(())
     }
 
-    /// Whether some are remembered for longer, or are more, than is asked for.
+    /// Whether any ids are older, or there are more of them, than the configuration asks to remember.
     pub(super) fn has_surplus(
         &self,
         connection: &Connection,
@@ -143,7 +143,7 @@ impl Ids {
         Ok(oldest.is_some_and(|at| now.distance(at) >= self.remember))
     }
 
-    /// Forgets a part of the surplus, the oldest first.
+    /// Forgets some of the surplus, oldest first.
     pub(super) fn forget(
         &mut self,
         connection: &Connection,
@@ -205,13 +205,13 @@ fn entry(first_id: Uuid, position: u64) -> Entry {
     Entry { hash: hash(first_id), position: position as u32 }
 }
 
-/// A UUIDv5 is a hash, but for the bits of its version and variant, which are elsewhere.
+/// A UUIDv5 is a hash, except for its version and variant bits, which are not in this part.
 fn hash(id: Uuid) -> u32 {
     let bytes = id.as_bytes();
     u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
 }
 
-/// The table looks at the highest and the lowest bits.
+/// The hash table uses the highest and the lowest bits.
 fn spread(hash: u32) -> u64 {
     u64::from(hash).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }

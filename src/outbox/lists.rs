@@ -1,4 +1,4 @@
-//! What an operator reads of the outbox: how much is where, lists, and single rows.
+//! What an operator reads from the outbox: counts, lists, and single rows.
 
 use rusqlite::{OptionalExtension, Row, params};
 use serde::{Serialize, Serializer};
@@ -8,7 +8,7 @@ use super::reader::Reading;
 use super::row::{COLUMNS, Stored};
 use crate::time::Timestamp;
 
-/// How much is where.
+/// Counts and sizes of what the outbox holds.
 #[derive(Debug, Serialize, PartialEq)]
 pub(crate) struct Status {
     pub(crate) events: u64,
@@ -38,7 +38,7 @@ pub(crate) enum List {
     Quarantined,
 }
 
-/// A row for the operator.
+/// A row as shown to the operator.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Kept {
     pub(crate) position: u64,
@@ -46,8 +46,8 @@ pub(crate) struct Kept {
     pub(crate) state: &'static str,
     pub(crate) reason: Option<String>,
     pub(crate) sdk_app_id: Option<u64>,
-    /// The CloudEvent, or the body of a quarantined callback as it came. Of a damaged event what its
-    /// data is now.
+    /// The CloudEvent, or the body of a quarantined callback exactly as received. For a damaged event,
+    /// its data as it is now.
     pub(crate) content: Vec<u8>,
 }
 
@@ -92,13 +92,13 @@ impl Reading<'_> {
         rows.collect()
     }
 
-    /// The event at a position, wherever it is.
+    /// The event at a position, whichever table it is in.
     pub(crate) fn at(&self, position: u64) -> rusqlite::Result<Option<Kept>> {
         let sql = everything("position = ?1");
         self.connection.query_row(&sql, [position], kept).optional()
     }
 
-    /// The quarantined callback of a number.
+    /// The quarantined callback with this number.
     pub(crate) fn quarantined(&self, number: u64) -> rusqlite::Result<Option<Kept>> {
         let sql = format!("{QUARANTINE} WHERE number = ?1");
         self.connection.query_row(&sql, [number], quarantined).optional()
@@ -111,8 +111,8 @@ impl Reading<'_> {
     }
 }
 
-/// A state of its own has what is deferred or dead, in its own copy; the rest is in the line. Each part
-/// comes in the order of its table, so that no list has to be sorted.
+/// Deferred events and dead letters have their own state, and their own copy; all others are in the
+/// queue. Each part comes in its table's order, so no list has to be sorted.
 fn everything(filter: &str) -> String {
     format!(
         "{} UNION ALL {} UNION ALL

@@ -1,8 +1,9 @@
-//! The outbox's file: who may use it, and whether it is still the one that was opened. The lock is on
-//! the file itself, so that a symbolic or a hard link to it leads to the same lock.
+//! The outbox's file: who may use it, and whether it is still the one that was opened. The lock is on the
+//! file itself, so that a symbolic or a hard link to it leads to the same lock.
 //!
-//! It is `flock`'s, which SQLite does not use. Its descriptor must outlive all of SQLite's connections:
-//! closing any descriptor of a file drops all of the process's POSIX locks on it, and those are SQLite's.
+//! The lock is taken with `flock`, which SQLite does not use. Its descriptor must outlive all SQLite
+//! connections: closing any descriptor of a file drops all of the process's POSIX locks on it, and those
+//! are SQLite's.
 
 use std::fs::{self, File, Metadata, Permissions, TryLockError};
 use std::io;
@@ -14,24 +15,24 @@ use std::sync::OnceLock;
 
 use super::OpenError;
 
-/// It holds names and ids of users.
+/// The file holds user names and ids.
 const MODE: u32 = 0o600;
 
-/// How often a file that was replaced while it was being opened is opened anew.
+/// How often to retry opening a file that is replaced while it is being opened.
 const TRIES: usize = 5;
 
 pub(super) struct Lock {
     file: File,
-    /// Without links in it, as SQLite resolves it.
+    /// With links resolved, the way SQLite resolves them.
     path: PathBuf,
-    /// What stood there once SQLite had opened it.
+    /// The files that were there once SQLite had opened them.
     opened: OnceLock<[(PathBuf, Identity); 3]>,
 }
 
-/// What a name stands for, whatever the name.
+/// Identifies a file independently of its name: device and inode.
 type Identity = (u64, u64);
 
-/// Why a path cannot be an outbox's, if it cannot. Also asked of paths from the configuration.
+/// Why a path cannot be an outbox, if it cannot. Also used to check paths from the configuration.
 pub(crate) fn unsuitable(path: &Path) -> Option<String> {
     let text = path.to_string_lossy();
     if text == ":memory:" || text.starts_with("file:") {
@@ -48,7 +49,7 @@ pub(crate) fn unsuitable(path: &Path) -> Option<String> {
     })
 }
 
-/// The name of a file beside the outbox, such as its log.
+/// The name of a file next to the outbox, such as its log.
 pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
@@ -56,7 +57,7 @@ pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
 }
 
 impl Lock {
-    /// Creates the file if there is none. Whoever has it open already is named in the error.
+    /// Creates the file if it does not exist. The error names the process that already has it open.
     pub(super) fn acquire(path: &Path) -> Result<Self, OpenError> {
         if let Some(fault) = unsuitable(path) {
             return Err(OpenError::unusable(path, format!("it {fault}")));
@@ -95,12 +96,13 @@ impl Lock {
         &self.path
     }
 
-    /// Lets others have the outbox. The descriptor stays for as long as a connection may be open.
+    /// Lets other processes use the outbox. The descriptor stays open as long as a connection may be.
     pub(super) fn release(&self) {
-        let _ = self.file.unlock(); // it goes with the descriptor anyway
+        let _ = self.file.unlock(); // closing the descriptor unlocks it anyway
     }
 
-    /// SQLite gives its files the mode of the first; older ones may be open to others.
+    /// SQLite gives its other files the mode of the first one; files that already exist may be readable
+    /// by others.
     fn keep_private(&self) -> io::Result<()> {
         for suffix in ["", "-wal", "-shm"] {
             let path = beside(&self.path, suffix);
@@ -108,7 +110,7 @@ impl Lock {
                 Ok(found) if found.mode() & 0o777 != MODE => {
                     let private = fs::set_permissions(&path, Permissions::from_mode(MODE));
                     if let Err(error) = private {
-                        // Another user's file, on a volume that is shared by group: it can be used.
+                        // Another user's file on a volume shared by group: still usable.
                         tracing::warn!(
                             path = %path.display(), %error,
                             "cannot restrict the outbox to its owner (mode 0600): it holds user ids and \
@@ -134,7 +136,7 @@ impl Lock {
         }
     }
 
-    /// Remembers which files are open now, all three of them.
+    /// Remembers the identity of all three open files.
     pub(super) fn watch(&self) -> io::Result<()> {
         let found = |suffix| {
             let path = beside(&self.path, suffix);
@@ -144,7 +146,7 @@ impl Lock {
         Ok(())
     }
 
-    /// Fails if what is written from now on would go into a file that nobody finds again.
+    /// Fails if further writes would go into a file that nobody can find again.
     pub(super) fn check(&self) -> Result<(), String> {
         for (path, opened) in self.opened.get().into_iter().flatten() {
             match identity(path) {
@@ -165,7 +167,8 @@ impl Lock {
     }
 }
 
-/// Release 0.1.0 locked a file beside the outbox. One that runs still is heeded; the file goes.
+/// Release 0.1.0 locked a separate file next to the outbox. A 0.1.0 that still runs is respected;
+/// otherwise that file is removed.
 fn take_over_from_first_release(path: &Path) -> Result<(), OpenError> {
     let old = beside(path, ".lock");
     let Ok(file) = File::open(&old) else { return Ok(()) };
@@ -175,7 +178,7 @@ fn take_over_from_first_release(path: &Path) -> Result<(), OpenError> {
         let holder = holder.unwrap_or_default();
         return Err(OpenError::InUse { path: path.to_owned(), holder });
     }
-    let _ = fs::remove_file(&old); // left alone it does no harm
+    let _ = fs::remove_file(&old); // harmless if it stays
     Ok(())
 }
 
@@ -187,20 +190,20 @@ fn of(found: &Metadata) -> Identity {
     (found.dev(), found.ino())
 }
 
-/// " (process 4711)" of whoever has locked a file, where the system tells.
+/// " (process 4711)" for the process that has locked a file, if the system tells.
 fn holder(found: &Metadata) -> String {
     let pids = locked_by(found, "FLOCK");
     pids.first().map(|pid| format!(" (process {pid})")).unwrap_or_default()
 }
 
-/// The processes other than this one that read the outbox.
+/// The processes other than this one that are reading the outbox.
 pub(super) fn readers(outbox: &Path) -> Vec<u32> {
     let Ok(found) = fs::metadata(beside(outbox, "-shm")) else { return Vec::new() };
     locked_by(&found, "POSIX").into_iter().filter(|pid| *pid != std::process::id()).collect()
 }
 
-/// Reads `/proc/locks`, a line of which is `1: FLOCK  ADVISORY  WRITE 4711 fe:00:1234 0 EOF`. It knows
-/// only processes of this container.
+/// Reads `/proc/locks`, a line of which is `1: FLOCK  ADVISORY  WRITE 4711 fe:00:1234 0 EOF`. It only
+/// shows processes of this container.
 fn locked_by(found: &Metadata, kind: &str) -> Vec<u32> {
     let locks = fs::read_to_string("/proc/locks").unwrap_or_default();
     let inode = format!(":{}", found.ino());

@@ -1,6 +1,6 @@
-//! SQLite's write-ahead log, and its checkpoints: the log is copied into the file beside the commits, by
-//! a thread of its own. What came meanwhile the writer copies itself, a few pages, for only a log that is
-//! copied to its end starts again from its beginning.
+//! SQLite's write-ahead log and its checkpoints. A separate thread copies the log into the file alongside
+//! the commits. The writer then copies the few pages that were added in the meantime, because only a
+//! fully copied log restarts from its beginning.
 
 use std::path::Path;
 use std::sync::mpsc::{self, Receiver, SyncSender};
@@ -12,25 +12,25 @@ use super::health::StorageError;
 use super::lock::readers;
 use super::reserve::Reserve;
 
-/// Pages to be copied that start a checkpoint; fewer where the outbox is small.
+/// Uncopied pages at which a checkpoint starts; fewer for a small outbox.
 const CHECKPOINT_PAGES: u64 = 1000;
 
-/// So few pages the writer copies itself.
+/// The writer copies up to this many pages itself.
 const FINISH_PAGES: u64 = 256;
 
-/// With so many times as many to be copied the writer does it itself: beside a busy writer a checkpoint
-/// never quite catches up.
+/// At this many times `CHECKPOINT_PAGES` the writer copies everything itself: a checkpoint that runs
+/// alongside a busy writer never quite catches up.
 const FAR_BEHIND: u64 = 4;
 
-/// Pages in the log, and how many of them are in the file already.
+/// Pages in the log, and how many of them are already in the file.
 pub(super) fn checkpoint(connection: &Connection, mode: &str) -> rusqlite::Result<(u64, u64)> {
     let mut statement = connection.prepare_cached(&format!("PRAGMA wal_checkpoint({mode})"))?;
     let (pages, copied): (i64, i64) =
         statement.query_row([], |row| Ok((row.get(1)?, row.get(2)?)))?;
-    Ok((pages.max(0).cast_unsigned(), copied.max(0).cast_unsigned())) // -1: another one is at it
+    Ok((pages.max(0).cast_unsigned(), copied.max(0).cast_unsigned())) // -1: another checkpoint is running
 }
 
-/// Checkpoints when it is told to, until the writer is gone. A panic in here poisons the outbox.
+/// Runs a checkpoint at each request, until the writer is gone. A panic in here poisons the outbox.
 pub(super) fn run_checkpoints(
     connection: &Connection,
     due: &Receiver<()>,
@@ -49,7 +49,7 @@ pub(super) fn run_checkpoints(
     while due.recv().is_ok() {
         let done =
             match checkpoint(connection, "PASSIVE").map_err(|e| StorageError::of(&e, reserve)) {
-                Ok(_) | Err(StorageError::Refused(_)) => Command::Checkpointed, // else the next one tries again
+                Ok(_) | Err(StorageError::Refused(_)) => Command::Checkpointed, // the next one retries
                 Err(StorageError::Broken(reason)) => Command::Poison(reason),
             };
         if watched.0.send(done).is_err() {
@@ -58,7 +58,7 @@ pub(super) fn run_checkpoints(
     }
 }
 
-/// The writer's view of the log.
+/// The log as the writer sees it.
 pub(super) struct Log {
     due: SyncSender<()>,
     checkpoint_pages: u64,
@@ -69,7 +69,7 @@ pub(super) struct Log {
 }
 
 impl Log {
-    /// `max_pages` is what the outbox may hold.
+    /// `max_pages` is the limit of the whole outbox.
     pub(super) fn new(due: SyncSender<()>, max_pages: u64) -> Self {
         let checkpoint_pages = (max_pages / 16).clamp(16, CHECKPOINT_PAGES);
         Log { due, checkpoint_pages, is_running: false, is_held: false, behind: 0 }
@@ -80,12 +80,12 @@ impl Log {
         self.is_running
     }
 
-    /// How long it gets, as a rule.
+    /// How long the log usually gets.
     pub(super) fn max_pages(&self) -> u64 {
         FAR_BEHIND * self.checkpoint_pages
     }
 
-    /// Looks how long it is, and has it copied if it is time.
+    /// Measures the log, and starts copying it if it is time.
     pub(super) fn look_after(
         &mut self,
         connection: &Connection,
@@ -110,7 +110,7 @@ impl Log {
         Ok(())
     }
 
-    /// The thread is done: the rest is the writer's, if it is small, and there is room for it.
+    /// The thread is done. The writer copies the rest, if it is small and there is room for it.
     pub(super) fn checkpointed(
         &mut self,
         connection: &Connection,
@@ -124,7 +124,7 @@ impl Log {
         Ok(())
     }
 
-    /// Copies what is left, as far as no reader needs it where it is.
+    /// Copies what is left, except what a reader still needs in the log.
     pub(super) fn finish(&mut self, connection: &Connection) -> rusqlite::Result<()> {
         checkpoint(connection, "PASSIVE")?;
         self.measure(connection)

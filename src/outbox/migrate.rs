@@ -1,5 +1,5 @@
-//! Brings the file of an earlier release up to date, in one transaction: it is all there afterwards, or
-//! as it was.
+//! Upgrades the file of an earlier release in one transaction: afterwards it is either fully converted or
+//! unchanged.
 
 use std::path::Path;
 
@@ -39,7 +39,7 @@ pub(super) fn run(connection: &Connection, path: &Path) -> Result<(), OpenError>
     Ok(())
 }
 
-/// From a version to the next.
+/// From one version to the next.
 fn step(transaction: &Transaction, from: i64) -> rusqlite::Result<()> {
     match from {
         1 => transaction.execute_batch(
@@ -50,8 +50,8 @@ fn step(transaction: &Transaction, from: i64) -> rusqlite::Result<()> {
     }
 }
 
-/// From 2 to 3: the event's JSON becomes columns with a checksum, the deferred hold copies, and ids
-/// stand for themselves.
+/// From 2 to 3: the event's JSON becomes columns with a checksum, `deferred` holds copies, and ids get
+/// their own table.
 fn split_events(transaction: &Transaction) -> rusqlite::Result<()> {
     for table in ["events", "deferred", "dead_letters", "ids", "quarantine", "relay"] {
         transaction.execute_batch(&format!("ALTER TABLE {table} RENAME TO old_{table};"))?;
@@ -77,7 +77,7 @@ fn split_events(transaction: &Transaction) -> rusqlite::Result<()> {
 }
 
 /// Copies the events of an old table. One that cannot be read and was not delivered becomes a dead
-/// letter, as it is.
+/// letter, unchanged.
 fn copy(transaction: &Transaction, from: &str, to: &str) -> rusqlite::Result<()> {
     let sql =
         format!("SELECT position, accepted_at, event, traceparent FROM {from} ORDER BY position");

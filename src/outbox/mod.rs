@@ -1,27 +1,27 @@
-//! The durable outbox. Its rules, each with a test of its name or near it:
+//! The durable outbox. Its rules, each with a test of that name or a similar one:
 //!
 //! - **An OK means durable.** An append is answered after the commit that holds it was synced. Many
-//!   waiters share one commit: whatever is queued when the writer turns round is its next batch.
-//! - **The record is the writer's from the moment it is queued.** A waiter that goes away harms
-//!   nothing; its event is still written and delivered.
+//!   waiters share one commit: whatever is queued when the writer becomes free is its next batch.
+//! - **The record is the writer's from the moment it is queued.** A waiter that goes away does no harm:
+//!   its event is still written and delivered.
 //! - **One writer.** One named thread owns the only connection that writes; appends, settlements and
-//!   housekeeping are its commands. Reads have connections of their own. No SQL on a tokio worker.
-//! - **After a failed sync nothing is acknowledged again** until a restart: the page may be gone
-//!   although the next sync says OK. The outbox is *poisoned*, and the process ends.
-//! - **Opening makes durable what it recovers** before anything of it counts: who is told "seen before"
-//!   after a crash can rely on it.
-//! - **A full disk or a full outbox is not that.** It refuses, keeps what it has, and takes again when
-//!   there is room.
-//! - **Each row is checked when it is read.** One that a disk has altered becomes a dead letter, and the
-//!   line goes on.
-//! - **Times are compared by their distance**, by a clock that nobody sets.
-//! - **Positions only grow.** They number the accepted events from 1 without a hole, and one is never
-//!   given twice, so a reader that knows the last position it saw misses nothing.
-//! - **One process per outbox**, by a lock on the file itself.
+//!   housekeeping are its commands. Readers have their own connections. No SQL on a tokio worker.
+//! - **After a failed sync nothing is acknowledged again** until a restart: the page may be lost even if
+//!   the next sync succeeds. The outbox is *poisoned*, and the process ends.
+//! - **Opening makes durable what it recovers** before any of it counts: a client that is told "seen
+//!   before" after a crash can rely on it.
+//! - **A full disk or a full outbox does not poison it.** The outbox refuses callbacks, keeps what it
+//!   has, and accepts again when there is room.
+//! - **Each row is checked when it is read.** One that the disk has altered becomes a dead letter, and
+//!   the queue moves on.
+//! - **Times are compared by their distance**, on a clock that nobody sets.
+//! - **Positions only grow.** They number the accepted events from 1 without a gap, and none is ever
+//!   reused, so a reader that knows the last position it saw misses nothing.
+//! - **One process per outbox**, enforced by a lock on the file itself.
 //!
-//! What is in the file stands in `schema.rs`. Delivery is a watermark, `settled_through`, and a table
-//! of the few events behind it that have to be tried again, each with a copy of its own: a million
-//! delivered events cost one row, and the history can go whatever still waits.
+//! The tables are described in `schema.rs`. Delivery is a watermark, `settled_through`, and a table of
+//! the few events behind it that have to be tried again, each as a copy: a million delivered events cost
+//! one row, and the history can be removed no matter what is still waiting.
 
 mod batch;
 mod config;
@@ -69,7 +69,7 @@ pub(crate) use reader::{Deferred, Reader};
 pub(crate) use row::{Damaged, Slot, Stored, position};
 pub(crate) use settlement::{Again, Refused, Settlement};
 
-/// Why the outbox cannot be read, and what helps.
+/// Why the outbox cannot be read, and what to do about it.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct ReadError(String);
@@ -80,12 +80,12 @@ pub(crate) type ReadResult<T> = Result<T, ReadError>;
 #[derive(Debug, Clone)]
 pub(crate) struct Record {
     pub(crate) accepted_at: Timestamp,
-    /// With the id of the topic's first creation.
+    /// Carries the id of the topic's first creation.
     pub(crate) event: Envelope,
     pub(crate) traceparent: Option<String>,
 }
 
-/// An authentic callback that could not be understood, with what is needed to try it again.
+/// An authentic callback that could not be understood, with everything needed to try it again.
 #[derive(Debug, Clone)]
 pub(crate) struct Quarantined {
     pub(crate) sdk_app_id: u64,
@@ -96,7 +96,7 @@ pub(crate) struct Quarantined {
     pub(crate) body: Vec<u8>,
 }
 
-/// Something is durable.
+/// What was made durable.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Receipt {
     Accepted,
@@ -105,7 +105,7 @@ pub(crate) enum Receipt {
     Quarantined,
 }
 
-/// Nothing was kept, and why.
+/// Why nothing was kept.
 #[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
 pub(crate) enum Refusal {
     #[error("too many callbacks wait for the disk")]
@@ -114,7 +114,7 @@ pub(crate) enum Refusal {
     Full,
     #[error("the quarantine is full")]
     QuarantineFull,
-    /// The log cannot be emptied for somebody who reads.
+    /// The log cannot be emptied because a program is reading it.
     #[error("a program reads the outbox in a transaction that it does not end")]
     LogHeld,
     #[error("the disk is full")]
@@ -131,29 +131,29 @@ type Waiter = oneshot::Sender<Outcome>;
 enum Command {
     Append(Record, Waiter),
     Quarantine(Quarantined, Waiter),
-    /// Writes this, and the watermark, and says when it is done, however long that takes.
+    /// Writes the settlement and the watermark, and reports when that is done, however long it takes.
     Settle(Settlement, oneshot::Sender<()>),
-    /// The checkpoint beside the commits has ended.
+    /// The checkpoint thread has finished a checkpoint.
     Checkpointed,
-    /// The checkpoints failed for this reason.
+    /// The checkpoint thread failed for this reason.
     Poison(String),
     Close,
-    /// Does what the clock would have it do once a second.
+    /// Runs the once-a-second work now.
     #[cfg(test)]
     Tick(oneshot::Sender<()>),
-    /// These, in one batch.
+    /// All of these in one batch.
     #[cfg(test)]
     Together(Vec<Command>),
     #[cfg(test)]
     Probe(probe::Probe, oneshot::Sender<probe::Rest>),
 }
 
-/// What others may know without asking the file.
+/// State that other threads may read without querying the file.
 #[derive(Default)]
 struct Shared {
     /// Callbacks that the writer has not answered yet.
     queued: AtomicUsize,
-    /// How far the line is settled, and how far that is written.
+    /// How far the queue is settled, and how much of that is written.
     settle_through: AtomicU64,
     settled_through: AtomicU64,
     deferred: AtomicU64,
@@ -161,8 +161,8 @@ struct Shared {
     quarantined: AtomicU64,
     bytes: AtomicU64,
     log_bytes: AtomicU64,
-    /// Since when a commit is in progress (0: none is), how long the last one took, and from when on that
-    /// is too long: milliseconds by the steady clock.
+    /// When the commit in progress started (0: none), how long the last one took, and from when on a
+    /// commit is too slow: milliseconds on the steady clock.
     commit_started: AtomicU64,
     commit_took: AtomicU64,
     slow: AtomicU64,
@@ -180,19 +180,19 @@ pub(crate) struct Outbox {
     lock: Arc<Lock>,
 }
 
-/// What is asked of the outbox beside its own configuration.
+/// Limits that come from outside the outbox's own configuration.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
-    /// Callbacks that wait for a commit.
+    /// The most callbacks that may wait for a commit.
     pub(crate) max_queued: usize,
-    /// A commit that takes so long is too slow for whoever waits.
+    /// A commit that takes this long is too slow for the clients that wait.
     pub(crate) slow: Duration,
-    /// Whether delivered events go before their time when there is no room left. Not where they are
-    /// the stream.
+    /// Whether delivered events may be removed early when space runs out. Not allowed when the outbox
+    /// itself is the stream.
     pub(crate) history_gives_way: bool,
 }
 
-/// The threads behind the handle, and the lock. [`Workers::close`] ends them in order.
+/// The threads behind the handle, and the lock. [`Workers::close`] stops them in order.
 pub(crate) struct Workers {
     commands: mpsc::Sender<Command>,
     writer: JoinHandle<()>,
@@ -225,7 +225,7 @@ impl OpenError {
 
 impl Outbox {
     /// Opens or creates the file, takes its lock, and starts its threads. Must be called inside a tokio
-    /// runtime, whose task hands the answers out.
+    /// runtime: one of its tasks delivers the answers.
     pub(crate) fn open(
         config: &Config,
         limits: Limits,
@@ -235,13 +235,13 @@ impl Outbox {
         start::start(config, limits, metrics, clock)
     }
 
-    /// Queues a record. The answer comes once it is durable, or is not going to be; dropping the
-    /// receiver changes nothing about the record.
+    /// Queues a record. The answer comes once it is durable or has been refused; dropping the receiver
+    /// does not affect the record.
     pub(crate) fn append(&self, record: Record) -> Result<oneshot::Receiver<Outcome>, Refusal> {
         self.queue(|waiter| Command::Append(record, waiter))
     }
 
-    /// Queues a callback that was not understood, likewise.
+    /// Queues a callback that was not understood, in the same way.
     pub(crate) fn quarantine(
         &self,
         callback: Quarantined,
@@ -262,22 +262,23 @@ impl Outbox {
         Ok(answer)
     }
 
-    /// Everything in line is delivered up to this position, but for what was settled otherwise. It is
-    /// written within a moment, with whatever else is; a crash before that delivers it once more.
+    /// Everything in the queue up to this position is delivered, except what was settled differently.
+    /// Written shortly afterwards together with other changes; a crash before that causes one more
+    /// delivery.
     pub(crate) fn settle_through(&self, position: u64) {
         self.shared.settle_through.fetch_max(position, Ordering::Relaxed);
     }
 
-    /// Records what is more than that. The receiver completes when it is written, with the watermark, and
-    /// fails if the outbox has: until then nothing may be read that could be settled differently.
+    /// Records every other outcome. The receiver completes when this and the watermark are written, and
+    /// fails if the outbox fails. Until then nothing may be read that could be settled differently.
     pub(crate) fn settle(&self, settlement: Settlement) -> oneshot::Receiver<()> {
         let (written, receiver) = oneshot::channel();
-        // A writer that is gone drops `written`, which the relay takes as the end.
+        // If the writer is gone, `written` is dropped, which the relay takes as the end.
         let _ = self.commands.send(Command::Settle(settlement, written));
         receiver
     }
 
-    /// The position of the last durable event; changes wake whoever waits for new ones.
+    /// The position of the last durable event; a change wakes those who wait for new events.
     pub(crate) fn last(&self) -> watch::Receiver<u64> {
         self.last.clone()
     }
@@ -286,7 +287,7 @@ impl Outbox {
         self.health.clone()
     }
 
-    /// Why callbacks are refused, if they are.
+    /// Why callbacks are being refused, if they are.
     pub(crate) fn refuses(&self) -> Option<String> {
         match &*self.health.borrow() {
             Health::Refusing(refusal) => return Some(refusal.to_string()),
@@ -304,7 +305,7 @@ impl Outbox {
         &self.clock
     }
 
-    /// A connection for reading, of its own.
+    /// A new connection for reading.
     pub(crate) fn reader(&self) -> Result<Reader, OpenError> {
         Reader::beside(&self.lock)
     }
@@ -319,7 +320,7 @@ impl Outbox {
         last.saturating_sub(self.settled_through()) + self.deferred()
     }
 
-    /// Events that are to be tried again by themselves.
+    /// Events that will be retried individually.
     pub(crate) fn deferred(&self) -> u64 {
         self.shared.deferred.load(Ordering::Relaxed)
     }
@@ -337,7 +338,7 @@ impl Outbox {
         self.shared.bytes.load(Ordering::Relaxed)
     }
 
-    /// Does what is due by the clock, now.
+    /// Runs the once-a-second work now.
     #[cfg(test)]
     pub(crate) async fn tick(&self) {
         let (done, receiver) = oneshot::channel();
@@ -347,9 +348,9 @@ impl Outbox {
 }
 
 impl Workers {
-    /// Writes what is queued, then closes the file and gives up the lock. Blocks.
+    /// Writes what is queued, then closes the file and releases the lock. Blocks.
     pub(crate) fn close(self) {
-        let _ = self.commands.send(Command::Close); // a poisoned writer is gone already
+        let _ = self.commands.send(Command::Close); // a poisoned writer is already gone
         for thread in [self.writer, self.checkpointer] {
             if thread.join().is_err() {
                 tracing::error!("a thread of the outbox panicked while it was closed");

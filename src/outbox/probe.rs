@@ -1,5 +1,5 @@
-//! What the model test asks of the writer's thread, so that it can go step by step: whether anything is
-//! left to do, several commands in one batch, a disk that is full.
+//! What the model test asks of the writer's thread so that it can go step by step: whether any work is
+//! left, several commands in one batch, a full disk.
 
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -11,16 +11,16 @@ use super::{Command, Outbox, Outcome, Quarantined, Record, history};
 
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Probe {
-    /// Only asks.
+    /// Only asks what work is left.
     Look,
-    /// From now on it ticks when it is told to, and waits for no lock.
+    /// From now on it ticks only when told to, and does not wait for locks.
     StepByStep,
-    /// The file can grow by so many pages, and no further.
+    /// The file can grow by this many pages, and no further.
     FillDisk(u64),
     EmptyDisk,
 }
 
-/// What the writer has still to do, once the commands before are done.
+/// The work that the writer has left once the commands before this are done.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Rest {
     pub(crate) settlements: usize,
@@ -47,10 +47,10 @@ impl Outbox {
     pub(crate) async fn probe(&self, probe: Probe) -> Option<Rest> {
         let (answer, receiver) = oneshot::channel();
         let _ = self.commands.send(Command::Probe(probe, answer));
-        receiver.await.ok() // else the outbox has failed
+        receiver.await.ok() // None: the outbox has failed
     }
 
-    /// Queues several callbacks that are one batch.
+    /// Queues several callbacks as one batch.
     pub(crate) fn submit_together(
         &self,
         submissions: Vec<Submission>,

@@ -1,6 +1,6 @@
-//! Reading the outbox, on connections of its own: for the relay, for the event stream, and for an
-//! operator's command beside a running bridge or without one. Reads are short, so that none of them
-//! holds the write-ahead log open.
+//! Reading the outbox on separate connections: for the relay, for the event stream, and for an operator's
+//! command, with or without a running bridge. Reads are short, so that none of them holds up the
+//! write-ahead log.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,14 +13,15 @@ use super::schema::explain;
 use super::{OpenError, ReadError, ReadResult, connection};
 use crate::time::Timestamp;
 
-/// A page of events holds no more than this many bytes (and always one event), whatever their number.
+/// A page of events holds no more bytes than this (but at least one event), whatever the limit on their
+/// number.
 const MAX_PAGE_BYTES: usize = 4 << 20;
 
-/// An event that is to be tried once more.
+/// An event that is to be retried.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Deferred {
     pub(crate) slot: Slot,
-    /// How often it was tried so far.
+    /// How often it has been tried so far.
     pub(crate) attempts: u32,
 }
 
@@ -28,24 +29,24 @@ pub(crate) struct Deferred {
 #[derive(Clone)]
 pub(crate) struct Reader {
     connection: Arc<Mutex<Connection>>,
-    /// Closed after the connection: see there.
+    /// Dropped after the connection: see `lock.rs`.
     _lock: Option<Arc<Lock>>,
 }
 
 impl Reader {
-    /// Beside a bridge that may run, or without one.
+    /// For other processes; a bridge may or may not be running.
     pub(crate) fn open(path: &Path) -> Result<Self, OpenError> {
         let connection = Arc::new(Mutex::new(connection::open_for_reading(path)?));
         Ok(Reader { connection, _lock: None })
     }
 
-    /// In the bridge itself.
+    /// For use inside the bridge itself.
     pub(super) fn beside(lock: &Arc<Lock>) -> Result<Self, OpenError> {
         let connection = Arc::new(Mutex::new(connection::open_for_reading(lock.path())?));
         Ok(Reader { connection, _lock: Some(lock.clone()) })
     }
 
-    /// Runs one read on a thread that may block.
+    /// Runs one read on a blocking thread.
     pub(crate) async fn run<T: Send + 'static>(
         &self,
         read: impl FnOnce(&Reading) -> rusqlite::Result<T> + Send + 'static,
@@ -68,7 +69,7 @@ impl Reader {
     }
 }
 
-/// The reads there are; those for the operator stand in `lists.rs`.
+/// The reads themselves; those for the operator are in `lists.rs`.
 pub(crate) struct Reading<'c> {
     pub(super) connection: &'c Connection,
 }
@@ -92,8 +93,9 @@ impl Reading<'_> {
         Ok(slots)
     }
 
-    /// At most `limit` events whose time to be tried again has come, the longest overdue, in order.
-    /// `not_after` is further away than any wait: what is due then waits for a clock that was wrong.
+    /// At most `limit` events that are due to be retried: the longest overdue, in order. `not_after` is
+    /// further away than any wait, so an event due later than that was given its time by a wrong clock
+    /// and counts as due.
     pub(crate) fn due(
         &self,
         now: Timestamp,
@@ -135,7 +137,7 @@ impl Reading<'_> {
         rows.collect()
     }
 
-    /// When the next deferred event is due, by the steady clock.
+    /// When the next deferred event is due, on the steady clock.
     pub(crate) fn next_due(&self) -> rusqlite::Result<Option<Timestamp>> {
         let sql = "SELECT min(not_before) FROM deferred";
         self.connection.prepare_cached(sql)?.query_row([], |row| row.get(0))
@@ -153,7 +155,7 @@ impl Reading<'_> {
         }
     }
 
-    /// The position of the newest event, also after it is gone.
+    /// The position of the newest event, even if it has been removed.
     pub(crate) fn newest(&self) -> rusqlite::Result<u64> {
         let sql = "SELECT max(settled_through,
                 coalesce((SELECT max(position) FROM events), 0),
@@ -166,7 +168,7 @@ impl Reading<'_> {
         self.connection.prepare_cached(sql)?.query_row([], |row| row.get(0))
     }
 
-    /// When the oldest event was accepted that is not delivered yet, by the steady clock.
+    /// When the oldest event that is not yet delivered was accepted, on the steady clock.
     pub(crate) fn oldest_pending_at(&self) -> rusqlite::Result<Option<Timestamp>> {
         let sql = "SELECT min(steady_at) FROM (
                 SELECT steady_at FROM (SELECT steady_at FROM events

@@ -1,8 +1,8 @@
 //! What is done to the files before SQLite reads them. After a kill, or after a sync that failed, the
-//! page cache may hold more of the log than the disk does, and SQLite would take it for durable: so
-//! the log is written once more, and synced, before anything in it counts.
+//! page cache may hold more of the log than the disk does, and SQLite would treat it as durable. So the
+//! log is rewritten and synced before anything in it counts.
 //!
-//! A log that cannot be read to its end is cut there by SQLite, without a word: this says how much.
+//! SQLite silently cuts off a log where it becomes unreadable; this module reports how much was lost.
 
 use std::fs::File;
 use std::io::{self, BufReader, ErrorKind, Read};
@@ -14,26 +14,26 @@ use super::lock::beside;
 
 const CHUNK: usize = 1 << 20;
 
-/// Of SQLite's file format: "The Write-Ahead Log".
+/// From SQLite's file format: "The Write-Ahead Log".
 const HEADER: usize = 32;
 const FRAME_HEADER: usize = 24;
-const MAGIC: u32 = 0x377f_0682; // one more: the checksums are big-endian
+const MAGIC: u32 = 0x377f_0682; // plus one: the checksums are big-endian
 
-/// The end of a log that cannot be read.
+/// The unreadable end of a log.
 #[derive(Debug, PartialEq)]
 pub(super) struct CutOff {
     pub(super) bytes: u64,
-    /// Transactions that end in there. With none, nothing of it was ever answered OK.
+    /// Transactions that end in it. If there are none, nothing in it was ever answered OK.
     pub(super) commits: u64,
     pub(super) written_at: SystemTime,
 }
 
-/// Makes the log durable as it is, and the names in the folder. What cannot be synced does not count.
+/// Makes the log durable as it is, and the file names in the folder. What cannot be synced does not count.
 pub(super) fn make_durable(outbox: &Path) -> io::Result<()> {
     let log = beside(outbox, "-wal");
     match File::options().read(true).write(true).open(&log) {
         Ok(file) => {
-            // Pages of a sync that failed may count as clean: only pages written anew are synced.
+            // Pages of a failed sync may be marked clean: only rewritten pages are synced.
             let (mut buffer, mut at) = (vec![0; CHUNK], 0);
             loop {
                 let read = file.read_at(&mut buffer, at)?;
@@ -50,7 +50,7 @@ pub(super) fn make_durable(outbox: &Path) -> io::Result<()> {
     }
     let folder = outbox.parent().filter(|folder| !folder.as_os_str().is_empty());
     match File::open(folder.unwrap_or(Path::new(".")))?.sync_all() {
-        // Some file systems know no sync of a folder: they keep names without.
+        // Some file systems cannot sync a folder; they keep the names without it.
         Err(error) if matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported) => {
             Ok(())
         }
@@ -58,7 +58,7 @@ pub(super) fn make_durable(outbox: &Path) -> io::Result<()> {
     }
 }
 
-/// Looks for frames of the log's present round behind the last one that can be read.
+/// Looks for frames of the log's current generation behind the last readable one.
 pub(super) fn cut_off(outbox: &Path) -> io::Result<Option<CutOff>> {
     let file = match File::open(beside(outbox, "-wal")) {
         Ok(file) => file,
@@ -71,7 +71,7 @@ pub(super) fn cut_off(outbox: &Path) -> io::Result<Option<CutOff>> {
     Ok((bytes > 0).then_some(CutOff { bytes, commits, written_at }))
 }
 
-/// Bytes and commits of a log that cannot be read; frames of earlier rounds behind its end are none.
+/// Unreadable bytes and commits of a log. Frames of earlier generations behind its end do not count.
 fn unreadable(mut log: impl Read, length: u64) -> io::Result<(u64, u64)> {
     let mut header = [0; HEADER];
     if length < (HEADER + FRAME_HEADER) as u64 {

@@ -1,6 +1,6 @@
-//! A file beside the outbox that holds half a mebibyte for the day when the disk is full: it is given
-//! up then, so that what was delivered can still be settled, and its space used again. Whether it can
-//! be written anew tells whether there is room again.
+//! A file next to the outbox that reserves half a mebibyte. When the disk is full it is given up, so that
+//! delivered events can still be settled and their space reused. Being able to write it again shows that
+//! there is room again.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write as _};
@@ -11,14 +11,14 @@ use super::lock::beside;
 
 const BYTES: usize = 512 * 1024;
 
-/// What there has to be room for beside it.
+/// Room that must exist in addition to the reserve.
 const MORE_BYTES: usize = 64 * 1024;
 
 #[derive(Clone)]
 pub(super) struct Reserve {
     outbox: PathBuf,
     path: PathBuf,
-    /// As if the disk were full.
+    /// Simulates a full disk.
     #[cfg(test)]
     pub(super) is_full: std::sync::Arc<std::sync::atomic::AtomicBool>,
 }
@@ -37,8 +37,8 @@ impl Reserve {
         &self.outbox
     }
 
-    /// Sets the space aside, if it is not. Whether there is room, also for more; an error is of another
-    /// kind.
+    /// Creates the reserve if it is missing. Returns whether there is room for it and some more; other
+    /// failures are errors.
     pub(super) fn hold(&self) -> io::Result<bool> {
         #[cfg(test)]
         if self.is_full.load(std::sync::atomic::Ordering::Relaxed) {
@@ -50,22 +50,22 @@ impl Reserve {
         }
         let probe = beside(&self.outbox, "-probe");
         let has_room = try_writing(&probe, MORE_BYTES);
-        let _ = fs::remove_file(probe); // there may be none
+        let _ = fs::remove_file(probe); // it may not exist
         has_room
     }
 
     pub(super) fn release(&self) {
-        let _ = fs::remove_file(&self.path); // it may be gone already
+        let _ = fs::remove_file(&self.path); // it may already be gone
     }
 
-    /// Asks the disk whether it is full: of a quota that is used up SQLite only says that a write failed.
+    /// Tests whether the disk is full: for an exhausted quota SQLite only reports that a write failed.
     pub(super) fn is_disk_full(&self) -> bool {
         matches!(self.hold(), Ok(false))
     }
 }
 
-/// Whether there is room for a file of so many bytes; if not, it is not there. Not zeros, which some file
-/// systems do not store.
+/// Whether there is room for a file of this many bytes; if not, the file is removed. Does not write
+/// zeros, because some file systems do not store them.
 fn try_writing(path: &Path, bytes: usize) -> io::Result<bool> {
     let write = || {
         let mut options = File::options();
@@ -76,7 +76,7 @@ fn try_writing(path: &Path, bytes: usize) -> io::Result<bool> {
     match write() {
         Ok(()) => Ok(true),
         Err(error) => {
-            let _ = fs::remove_file(path); // half of it is of no use
+            let _ = fs::remove_file(path); // half of it is useless
             if is_want_of_room(&error) { Ok(false) } else { Err(error) }
         }
     }

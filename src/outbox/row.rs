@@ -1,5 +1,5 @@
-//! An event as a row: the same columns in the queue, among the deferred, and among the dead letters.
-//! Each row carries a checksum of its values, so that what a disk has altered is found, not delivered.
+//! An event as a row: the same columns in the queue, the deferred events and the dead letters. Each row
+//! carries a checksum of its values, so that data altered on the disk is detected, not delivered.
 
 use rusqlite::types::{FromSql, FromSqlResult, ToSql, ToSqlOutput, ValueRef};
 use rusqlite::{CachedStatement, Row, Transaction, params};
@@ -8,11 +8,11 @@ use uuid::Uuid;
 use crate::message::Envelope;
 use crate::time::Timestamp;
 
-/// All of an event but its position, in the order in which [`Stored::read`] expects them.
+/// All columns of an event, in the order that [`Stored::read`] expects.
 pub(super) const COLUMNS: &str = "position, steady_at, accepted_at, id, sdk_app_id, type, source, time, \
      topic_id, group_id, platform, data, traceparent, checksum";
 
-/// How they are declared.
+/// The declarations of these columns.
 pub(super) const DECLARATION: &str = "
         position    INTEGER PRIMARY KEY,   -- the event's number in the order of acceptance
         steady_at   INTEGER NOT NULL,      -- when it was accepted, by a clock that nobody sets
@@ -42,17 +42,17 @@ pub(crate) struct Stored {
     pub(crate) traceparent: Option<String>,
 }
 
-/// A row that is not what was written.
+/// A row that differs from what was written.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Damaged {
     pub(crate) position: u64,
     pub(crate) reason: String,
 }
 
-/// What stands at a position.
+/// What is stored at a position.
 pub(crate) type Slot = Result<Stored, Damaged>;
 
-/// Where a slot is, whatever is in it.
+/// The position of a slot, whatever is in it.
 pub(crate) fn position(slot: &Slot) -> u64 {
     match slot {
         Ok(Stored { position, .. }) | Err(Damaged { position, .. }) => *position,
@@ -60,7 +60,7 @@ pub(crate) fn position(slot: &Slot) -> u64 {
 }
 
 impl Stored {
-    /// Reads [`COLUMNS`], which begin at the column `first`. An error is one of the file.
+    /// Reads [`COLUMNS`], starting at column `first`. An error concerns the file, not the row.
     pub(super) fn read(row: &Row, first: usize) -> rusqlite::Result<Slot> {
         let position = row.get(first)?;
         let damaged = |reason: String| Damaged { position, reason };
@@ -111,14 +111,14 @@ impl Stored {
         Ok(stored)
     }
 
-    /// What a structured event is as a row.
+    /// The row of a structured event.
     #[cfg(test)]
     pub(crate) fn of(position: u64, accepted_at: Timestamp, json: &str) -> Self {
         let event = Envelope::open(json).unwrap();
         Stored { position, steady_at: accepted_at, accepted_at, event, traceparent: None }
     }
 
-    /// What its row holds.
+    /// The values of its row.
     pub(super) fn values(&self) -> Values<'_> {
         Values {
             position: self.position,
@@ -131,19 +131,19 @@ impl Stored {
     }
 }
 
-/// The values of a row but for its checksum, on their way in.
+/// The values of a row to be inserted, except its checksum.
 pub(super) struct Values<'e> {
     pub(super) position: u64,
     pub(super) steady_at: Timestamp,
     pub(super) accepted_at: Timestamp,
-    /// In place of the event's own.
+    /// Replaces the event's own id.
     pub(super) id: Uuid,
     pub(super) event: &'e Envelope,
     pub(super) traceparent: Option<&'e str>,
 }
 
 impl Values<'_> {
-    /// Of the values, each with its length, so that no two rows have the same text to be summed.
+    /// Each value is summed with its length, so that no two rows sum the same text.
     pub(super) fn checksum(&self) -> u32 {
         let Values { position, steady_at, accepted_at, id, event, traceparent } = self;
         let mut summed = Vec::with_capacity(event.data.len() + 512); // many small sums cost more
@@ -169,7 +169,7 @@ impl Values<'_> {
         crc32fast::hash(&summed)
     }
 
-    /// About so many bytes of the file.
+    /// Roughly how many bytes of the file the row takes.
     pub(super) fn cost(&self) -> u64 {
         let event = self.event;
         let texts =
@@ -177,7 +177,7 @@ impl Values<'_> {
         texts.into_iter().map(|text| text.len() as u64).sum::<u64>() + OVERHEAD
     }
 
-    /// With a statement of [`inserting`].
+    /// Inserts the row with a statement from [`inserting`].
     pub(super) fn insert(&self, statement: &mut CachedStatement) -> rusqlite::Result<usize> {
         let Values { position, steady_at, accepted_at, id, event, traceparent } = self;
         statement.execute(params![
@@ -212,7 +212,7 @@ impl FromSql for Timestamp {
     }
 }
 
-/// What a row costs beside its texts.
+/// What a row costs in addition to its texts.
 pub(super) const OVERHEAD: u64 = 80;
 
 fn altered(how: &str, at: usize) -> String {

@@ -1,4 +1,5 @@
-//! What is in the file. An operator may open it with `sqlite3`, beside a running bridge too, for reading.
+//! The tables in the file. An operator may open it with `sqlite3` for reading, even while the bridge is
+//! running.
 
 use std::path::Path;
 
@@ -6,16 +7,16 @@ use rusqlite::Connection;
 
 use super::row;
 
-/// `application_id` of the file, "TBrg": another program's database is never written to.
+/// `application_id` of the file, "TBrg": the bridge never writes to another program's database.
 pub(super) const APPLICATION: i64 = 0x5442_7267;
 
-/// `user_version` of the file. A change raises it and adds a step to the migrations.
+/// `user_version` of the file. A schema change raises it and adds a migration step.
 pub(super) const VERSION: i64 = 3;
 
-/// The tables of a new file. `events` is the queue and the history in one: `relay.settled_through`
-/// divides it. What has to be tried again, and dead letters, hold a copy of their event, so that the
-/// history can go whatever still waits. `ids` stands apart, for it is kept longer, and so that a start
-/// reads forty bytes an event to know what it has seen. Times are in milliseconds since the epoch.
+/// The tables of a new file. `events` is both queue and history: `relay.settled_through` divides it.
+/// Events to be retried and dead letters are kept as copies, so that the history can be removed no matter
+/// what is still waiting. `ids` is a separate table because it is kept longer, and because a start then
+/// reads only forty bytes per event to know what it has seen. Times are in milliseconds since the epoch.
 pub(super) fn tables() -> String {
     let event = row::DECLARATION;
     format!(
@@ -63,7 +64,7 @@ pub(super) fn pragma<T: rusqlite::types::FromSql>(
     connection.pragma_query_value(None, name, |row| row.get(0))
 }
 
-/// SQLite's word for what happened, with a cause where the word alone misleads.
+/// SQLite's message for what happened, with a hint where the message alone is misleading.
 pub(super) fn explain(error: &rusqlite::Error, path: &Path) -> String {
     use rusqlite::ErrorCode::{CannotOpen, DatabaseCorrupt, DiskFull, NotADatabase, ReadOnly};
     let hint = match error.sqlite_error_code() {

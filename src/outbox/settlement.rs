@@ -1,41 +1,41 @@
-//! What became of events: the watermark, and whatever is more than that.
+//! The outcomes of delivery: the watermark, and everything that it cannot express.
 
 use rusqlite::{Transaction, params};
 
 use super::row::COLUMNS;
 use crate::time::Timestamp;
 
-/// What became of a batch beyond being delivered in line.
+/// The outcomes of a batch beyond plain in-order delivery.
 #[derive(Debug, Default, Clone, PartialEq)]
 pub(crate) struct Settlement {
-    /// Everything up to here is settled, but for `again` and what was deferred before.
+    /// Everything up to here is settled, except `again` and what was already deferred.
     pub(crate) through: u64,
     /// At or before `through`.
     pub(crate) again: Vec<Again>,
-    /// Positions that had been deferred and are delivered now.
+    /// Positions that were deferred and are now delivered.
     pub(crate) delivered_at_last: Vec<u64>,
-    /// At or before `through`, or deferred before.
+    /// At or before `through`, or previously deferred.
     pub(crate) refused: Vec<Refused>,
 }
 
 impl Settlement {
-    /// Whether it says no more than that the line was delivered so far.
+    /// Whether it only says that the queue was delivered up to `through`.
     pub(crate) fn is_plain(&self) -> bool {
         self.again.is_empty() && self.delivered_at_last.is_empty() && self.refused.is_empty()
     }
 }
 
-/// An event that is to be tried once more.
+/// An event that is to be retried.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Again {
     pub(crate) position: u64,
     pub(crate) attempts: u32,
-    /// By the steady clock.
+    /// On the steady clock.
     pub(crate) not_before: Timestamp,
     pub(crate) reason: String,
 }
 
-/// An event that the sink will never take: it becomes a dead letter.
+/// An event that the sink will never accept: it becomes a dead letter.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Refused {
     pub(crate) position: u64,
@@ -43,7 +43,7 @@ pub(crate) struct Refused {
     pub(crate) reason: String,
 }
 
-/// How a settlement has changed the numbers of rows.
+/// How a settlement changed the number of rows.
 #[derive(Debug, Default, Clone, Copy)]
 pub(super) struct Change {
     pub(super) deferred: i64,
@@ -75,7 +75,7 @@ pub(super) fn apply(
     Ok(change)
 }
 
-/// The first time it takes a copy of the event along: the history may go.
+/// The first time, copies the event, because the history may be removed.
 fn defer(transaction: &Transaction, again: &Again) -> rusqlite::Result<i64> {
     let Again { position, attempts, not_before, reason } = again;
     let row = params![position, attempts, not_before, reason];
@@ -90,7 +90,7 @@ fn defer(transaction: &Transaction, again: &Again) -> rusqlite::Result<i64> {
     transaction.prepare_cached(&sql)?.execute(row).map(rows)
 }
 
-/// The row goes over as it stands, be it readable or not.
+/// The row is copied as it is, readable or not.
 fn bury(transaction: &Transaction, refused: &Refused) -> rusqlite::Result<i64> {
     let Refused { position, at, reason } = refused;
     for table in ["deferred", "events"] {

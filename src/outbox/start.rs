@@ -82,14 +82,14 @@ pub(super) fn start(
     Ok((outbox, workers))
 }
 
-/// Makes durable what the last run left. What of its log cannot be read, if there is such.
+/// Makes durable what the last run left. Returns the unreadable end of its log, if there is one.
 fn secure(path: &Path) -> Result<Option<CutOff>, String> {
     let cut_off = cut_off(path).map_err(|error| format!("cannot read its log: {error}"))?;
     make_durable(path).map_err(|error| format!("cannot sync what was recovered: {error}"))?;
     Ok(cut_off)
 }
 
-/// What the writer has of others.
+/// The channels and shared parts that the writer is given.
 struct Ends {
     received: mpsc::Receiver<Command>,
     answers: UnboundedSender<Answers>,
@@ -98,7 +98,7 @@ struct Ends {
     clock: Clock,
 }
 
-/// A writer that knows what is in the file.
+/// Creates the writer and loads its state from the file.
 fn build(
     config: &Config,
     limits: Limits,
@@ -145,7 +145,7 @@ fn build(
     Ok(writer)
 }
 
-/// Wakes whoever waits.
+/// Delivers the answers to the waiters.
 async fn hand_out(mut answers: tokio::sync::mpsc::UnboundedReceiver<Answers>) {
     while let Some(answers) = answers.recv().await {
         for (waiter, outcome) in answers {
@@ -154,8 +154,8 @@ async fn hand_out(mut answers: tokio::sync::mpsc::UnboundedReceiver<Answers>) {
     }
 }
 
-/// After a power cut the log may end in what was never synced, and so never answered. Whole
-/// transactions that cannot be read are more than that: the disk has lost or altered them.
+/// After a power cut the log may end in data that was never synced, and so never answered. Unreadable
+/// whole transactions are another matter: the disk may have lost or altered them.
 fn report(cut_off: &CutOff, position: u64, path: &Path) {
     let CutOff { bytes, commits, written_at } = cut_off;
     let written_at = Timestamp::from(*written_at);

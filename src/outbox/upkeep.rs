@@ -1,5 +1,5 @@
-//! What the writer does beside the batches: what is due by the clock, finding out whether a refusal is
-//! over, and making room on a full disk.
+//! What the writer does between batches: periodic work, checking whether a refusal is over, and making
+//! room on a full disk.
 
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -8,7 +8,7 @@ use super::health::StorageError;
 use super::writer::Writer;
 use super::{Refusal, history, ids};
 
-/// Pages that are given back at a time where there is hardly room to write that down.
+/// Pages to return at a time when there is hardly room to log that.
 const VACUUM_STEP: u64 = 64;
 
 impl Writer {
@@ -25,7 +25,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Once a second: what is due by the clock.
+    /// Periodic work, once a second.
     pub(super) fn tick(&mut self) -> Result<(), String> {
         let now = self.clock.steady();
         self.look_after_log()?;
@@ -39,8 +39,8 @@ impl Writer {
         match result.map_err(|error| StorageError::of(&error, &self.reserve)) {
             Ok(()) => Ok(()),
             Err(StorageError::Refused(refusal)) => {
-                // A lock that is met while room is made ends nothing: the reserve is given up then, and
-                // only a full disk that is over brings it back.
+                // Meeting a lock while making room does not end the full-disk state: the reserve has been
+                // given up by then, and is only restored when the disk has room again.
                 let is_disk_full = self.condition.refusal() == Some(Refusal::DiskFull);
                 self.roll_back(if is_disk_full { Refusal::DiskFull } else { refusal });
                 Ok(())
@@ -49,7 +49,8 @@ impl Writer {
         }
     }
 
-    /// On a full disk a checkpoint would take the last of the room: it comes when there is less to copy.
+    /// On a full disk a checkpoint would use up the last of the room: it has to wait until there is less
+    /// to copy.
     pub(super) fn look_after_log(&mut self) -> Result<(), String> {
         if self.condition.refusal() == Some(Refusal::DiskFull) {
             return Ok(());
@@ -58,8 +59,8 @@ impl Writer {
         StorageError::tolerate(looked, &self.reserve)
     }
 
-    /// While it refuses, or a commit took too long, finds out whether that is over: nobody else will,
-    /// once a load balancer has acted on `/readyz`.
+    /// While the outbox refuses, or a commit took too long, finds out whether that is over. Nothing else
+    /// will, because a load balancer that follows `/readyz` no longer sends callbacks.
     fn probe(&mut self) -> rusqlite::Result<()> {
         match self.condition.refusal() {
             None if self.shared.slow_commit(self.clock.steady()).is_some() => {
@@ -87,16 +88,15 @@ impl Writer {
         Ok(())
     }
 
-    /// A commit that changes nothing, synced as one that takes an event.
+    /// A commit that changes nothing, but is synced like one that accepts an event.
     fn write_nothing(&mut self) -> rusqlite::Result<()> {
         self.set_sync(true)?;
         let sql = "UPDATE relay SET settled_through = settled_through";
         self.timed(|writer| writer.connection.execute(sql, [])).map(drop)
     }
 
-    /// On a full disk: with the room that the reserve gives, settles what was delivered, lets it go, and
-    /// empties the log, whose space and the file's can be used again then. The reserve is kept for as long
-    /// as there is nothing to settle.
+    /// On a full disk: uses the reserve's space to settle and remove delivered events and to empty the
+    /// log, so that this space can be reused. Keeps the reserve while there is nothing to settle.
     fn make_room(&mut self) -> rusqlite::Result<()> {
         if self.reserve.hold().unwrap_or(false) {
             self.history.press(false);
@@ -111,7 +111,7 @@ impl Writer {
         self.reserve.release();
         self.history.press(true);
         while self.settle_and_trim()? {}
-        // As far as it goes: each step leaves less to be copied, and the file must not grow by that.
+        // As far as possible: each step leaves less to copy, and copying must not grow the file.
         while history::vacuum(&self.connection, VACUUM_STEP)? {}
         let (pages, _) = history::pages(&self.connection)?;
         let length = std::fs::metadata(self.lock.path()).map_or(0, |found| found.len());
@@ -121,11 +121,11 @@ impl Writer {
         self.measure()
     }
 
-    /// Whether there may be more.
+    /// Returns whether there may be more to trim.
     fn settle_and_trim(&mut self) -> rusqlite::Result<bool> {
         let written = self.write(&Batch::default(), true)?;
         let has_trimmed = written.trimmed_through.is_some();
-        // It answers nobody; and what it may fail in, measuring, is done again at the end.
+        // There is nobody to answer, and measuring, which may fail in here, is repeated at the end.
         let _ = self.apply(Batch::default(), written);
         Ok(has_trimmed)
     }

@@ -1,6 +1,6 @@
-//! The one thread that writes. It takes whatever is queued, writes it in one transaction with one
-//! sync, and answers: one waiter itself, many through a task on the reactor (waking them all from here would
-//! cost a tenth more CPU). Between batches it looks after the history, the log and the health.
+//! The only thread that writes. It takes whatever is queued, writes it in one transaction with one sync, and
+//! answers: a single waiter itself, many through a task on the reactor (waking them all from here would cost a
+//! tenth more CPU). Between batches it maintains the history, the log and the health state.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -25,27 +25,27 @@ use super::{Config, Sync};
 use crate::metrics::{CallbackOutcome, Metrics};
 use crate::time::{Clock, Timestamp, milliseconds};
 
-/// With so many events a batch is not made larger: the first would wait too long.
+/// A batch with this many events is not extended: the first one would wait too long.
 const MAX_BATCH: usize = 1024;
 
-/// From so many events on a batch may grow by giving way, and how often.
+/// At this many events the writer yields to let the batch grow, at most this often.
 const DEEP_QUEUE: usize = 5;
 const MAX_YIELDS: usize = 4;
 
-/// The watermark waits at most this long to be written: each time costs a page of the log, and all that
-/// a crash before it can do is to have events delivered once more.
+/// The longest that the watermark waits to be written. Each write costs a page of the log, and a crash
+/// before it only causes events to be delivered again.
 const SETTLE_EVERY: Duration = Duration::from_millis(50);
 
-/// Bytes written after which the size of file and log is asked for again.
+/// Bytes written after which the sizes of file and log are measured again.
 const MEASURE_EVERY: u64 = 256 * 1024;
 
-/// Pages that a small commit writes to the log, about.
+/// Roughly how many pages a small commit writes to the log.
 const PAGES_A_COMMIT: u64 = 4;
 
-/// How often history, log and health are looked after.
+/// How often history, log and health are maintained.
 const TICK: Duration = Duration::from_secs(1);
 
-/// How often it is made sure that the files are still the ones that were opened.
+/// How often to check that the files are still the ones that were opened.
 const WATCH: Duration = Duration::from_millis(250);
 
 pub(super) struct Writer {
@@ -68,20 +68,20 @@ pub(super) struct Writer {
     pub(super) position: u64,
     /// What `PRAGMA synchronous` says now.
     pub(super) sync: Option<Sync>,
-    /// When the watermark was written last, by the steady clock.
+    /// When the watermark was last written, on the steady clock.
     pub(super) settled_at: Timestamp,
-    /// What is more than the watermark and not written yet, and who waits for that.
+    /// Settlements that are not yet written, and who waits for them.
     pub(super) settling: Vec<(Settlement, oneshot::Sender<()>)>,
-    /// More ids are remembered than need be.
+    /// More ids are remembered than configured.
     pub(super) forgets: bool,
-    /// Bytes written since the last measuring.
+    /// Bytes written since the last measurement.
     pub(super) unmeasured: u64,
-    /// It is a test that says when to tick.
+    /// A test decides when to tick.
     pub(super) is_stepped: bool,
 }
 
 impl Writer {
-    /// Learns from the file where the last run stopped.
+    /// Loads from the file where the last run stopped.
     pub(super) fn load(&mut self) -> rusqlite::Result<()> {
         let connection = &self.connection;
         let number = |sql: &str| connection.query_row(sql, [], |row| row.get::<_, u64>(0));
@@ -101,7 +101,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Works until it is told to close, or until the file can no longer be trusted.
+    /// Works until told to close, or until the file can no longer be trusted.
     pub(super) fn run(mut self) {
         match self.work() {
             Ok(()) => self.close(),
@@ -147,8 +147,8 @@ impl Writer {
         }
     }
 
-    /// How long to wait for the next command. A full outbox wants trimming; a full disk would refuse it
-    /// again and again.
+    /// How long to wait for the next command: not at all if there is something to trim, unless a full
+    /// disk would refuse that again and again.
     fn patience(&self) -> Duration {
         let can_write = matches!(self.condition.refusal(), None | Some(Refusal::Full));
         if can_write && (self.surplus().is_some() || self.forgets) {
@@ -160,9 +160,9 @@ impl Writer {
         }
     }
 
-    /// Adds whatever is queued. Where many are, it gives way a few times to those who are about to
-    /// queue more: a larger batch costs one sync all the same. Measured on two busy cores at 64
-    /// connections: batches half as large again, a tenth less CPU, half the p99.
+    /// Adds whatever is queued. If that is a lot, yields a few times so that more can be queued: a larger
+    /// batch still costs only one sync. Measured on two busy cores at 64 connections: batches half as
+    /// large again, a tenth less CPU, half the p99.
     fn gather(&self, batch: &mut Batch) {
         for _ in 0..=MAX_YIELDS {
             let before = batch.appends.len();
@@ -177,7 +177,7 @@ impl Writer {
         }
     }
 
-    /// Writes one batch and answers it. An error is for good.
+    /// Writes one batch and answers it. An error is permanent.
     fn commit(&mut self, mut batch: Batch) -> Result<(), String> {
         if let Some(reason) = batch.poison.take() {
             self.answer(batch.refuse_all(Refusal::Poisoned));
@@ -190,7 +190,7 @@ impl Writer {
         }
         self.settling.append(&mut batch.settlements);
         if self.condition.refusal() == Some(Refusal::DiskFull) {
-            return self.answer_without_room(batch); // settling is the tick's, with the reserve
+            return self.answer_without_room(batch); // the tick settles, using the reserve
         }
         let settles =
             !self.settling.is_empty() || self.is_behind() && (self.is_time() || batch.is_last);
@@ -223,7 +223,7 @@ impl Writer {
         }
     }
 
-    /// Lets others see how long a commit takes, while it does and afterwards.
+    /// Shows others how long a commit is taking, and afterwards how long it took.
     pub(super) fn timed<T>(&mut self, commit: impl FnOnce(&mut Self) -> T) -> T {
         let started = self.clock.steady();
         self.shared.commit_started.store(started.as_millis(), Relaxed);
@@ -234,10 +234,9 @@ impl Writer {
         result
     }
 
-    /// One transaction, synced if it holds anything that is going to be answered OK.
+    /// One transaction, synced if it holds anything that will be answered OK.
     pub(super) fn write(&mut self, batch: &Batch, settles: bool) -> rusqlite::Result<Written> {
-        // Of a settlement that a power cut takes back, only a repeat comes; the next append's sync
-        // covers it too.
+        // A settlement lost in a power cut only causes a repeat, and the next append's sync covers it too.
         self.set_sync(!batch.is_empty())?;
         let surplus = self.surplus();
         let now = self.clock.steady();
@@ -292,29 +291,29 @@ impl Writer {
         Room { bytes: self.config.max_bytes.saturating_sub(used), refusal: Refusal::Full }
     }
 
-    /// Takes over what is committed, and answers.
+    /// Applies what was committed, and answers.
     pub(super) fn apply(&mut self, batch: Batch, written: Written) -> Result<(), String> {
         self.ids.commit();
         self.position += written.accepted;
-        // Before any answer: who has one finds its event. Whoever waits for events is woken after the answers,
-        // which are in more of a hurry.
+        // Set before any answer, so that a client with an answer finds its event. Those who wait for
+        // events are woken after the answers, which are more urgent.
         let newest = self.position;
         self.last.send_if_modified(|last| {
             *last = newest;
             false
         });
         let shared = &self.shared;
-        shared.bytes.fetch_add(written.bytes, Relaxed); // roughly, until it is measured
+        shared.bytes.fetch_add(written.bytes, Relaxed); // an estimate, until it is measured
         shared.quarantined.fetch_add(written.kept, Relaxed);
         if let Some(through) = written.settled_through {
             self.settled_at = self.clock.steady();
-            // The deferred ones first: an event on its way from the one to the other counts twice.
+            // Deferred first: an event moving between the counts is briefly counted twice, not missed.
             add(&shared.deferred, written.change.deferred);
             add(&shared.dead_letters, written.change.dead_letters);
             shared.settled_through.fetch_max(through, Relaxed);
             shared.settle_through.fetch_max(through, Relaxed);
             for (_, done) in self.settling.drain(..) {
-                let _ = done.send(()); // the relay may be gone already
+                let _ = done.send(()); // the relay may already be gone
             }
         }
         if let Some(through) = written.trimmed_through {
@@ -336,13 +335,13 @@ impl Writer {
         if self.unmeasured >= MEASURE_EVERY {
             self.look_after_log()?;
         } else if !(has_trimmed && self.history.is_near_full()) {
-            return Ok(()); // else it gives up no more than is needed
+            return Ok(()); // otherwise measures, so that no more is removed than needed
         }
         let measured = self.measure();
         StorageError::tolerate(measured, &self.reserve)
     }
 
-    /// Says what became of the callbacks, in numbers and, where it is news, in the log.
+    /// Counts the outcomes of the callbacks, and logs what is new.
     fn count(&mut self, written: &Written) {
         let duplicates = written.appends.iter().filter(|o| **o == Ok(Receipt::Duplicate)).count();
         self.metrics.count_many(CallbackOutcome::Accepted, written.accepted);
@@ -353,14 +352,14 @@ impl Writer {
                 self.condition.warn_of_full_quarantine(self.config.quarantine_events);
             }
             Some(refusal) => self.condition.refuse(refusal, &self.shared),
-            // That a small event found room says little of a full outbox: the tick decides.
+            // That a small event still fits does not end a full outbox: the tick decides.
             None if self.condition.refusal() == Some(Refusal::Full) => {}
             None if written.accepted > 0 => self.condition.take(),
             None => {}
         }
     }
 
-    /// Undoes what a failed transaction had begun. What was to be settled goes with a later one.
+    /// Undoes what a failed transaction had started. Its settlements are written by a later one.
     pub(super) fn roll_back(&mut self, refusal: Refusal) {
         self.ids.roll_back();
         self.sync = None;
@@ -370,7 +369,7 @@ impl Writer {
         self.condition.refuse(refusal, &self.shared);
     }
 
-    /// A repeat of what is durable is OK also where nothing new can be written.
+    /// A repeat of a durable event is answered OK even if nothing new can be written.
     fn answer_without_room(&mut self, batch: Batch) -> Result<(), String> {
         let now = self.clock.steady();
         let mut outcomes = Vec::with_capacity(batch.appends.len());
@@ -387,13 +386,13 @@ impl Writer {
         Ok(())
     }
 
-    /// One is answered from here. To wake many takes a while, so a task of theirs does it.
+    /// A single answer is sent from here. Waking many takes a while, so a task does it.
     fn answer(&self, mut answers: Answers) {
         self.shared.queued.fetch_sub(answers.len(), Relaxed);
         match answers.len() {
             0 => {}
             1 => drop(answers.pop().map(|(waiter, outcome)| waiter.send(outcome))),
-            _ => drop(self.answers.send(answers)), // the runtime may be gone: so are the waiters
+            _ => drop(self.answers.send(answers)), // if the runtime is gone, so are the waiters
         }
     }
 
@@ -402,7 +401,7 @@ impl Writer {
         self.history.surplus(self.position, self.shared.settled_through.load(Relaxed))
     }
 
-    /// Whether more is settled than is written.
+    /// Whether something is settled but not yet written.
     pub(super) fn is_behind(&self) -> bool {
         let settle_through = self.shared.settle_through.load(Relaxed);
         settle_through > self.shared.settled_through.load(Relaxed)
@@ -417,7 +416,7 @@ impl Writer {
         self.log.behind * self.page_size
     }
 
-    /// Says why, refuses whatever is queued, and ends. The file stays as it is for the next start.
+    /// Logs why, refuses whatever is queued, and ends. The file stays as it is for the next start.
     fn poison(self, reason: &str) {
         self.condition.poison(reason);
         let mut rest = Batch::default();

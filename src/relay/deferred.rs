@@ -1,4 +1,4 @@
-//! What is tried again: which of the deferred have their turn, and what becomes of them.
+//! Retries: which deferred events are tried next, and what becomes of them.
 
 use std::time::Duration;
 
@@ -9,14 +9,14 @@ use super::{ASK_EVERY, PATIENCE, Relay, Round};
 use crate::outbox::{Deferred, Settlement, position};
 use crate::verdict::{Reason, Verdict};
 
-/// While something else was delivered within this time, deferred events that fail say nothing of the sink.
+/// If something else was delivered within this time, failing deferred events say nothing about the sink.
 const QUIET: Duration = Duration::from_secs(60);
 
 const UNREADABLE: &str = "cannot read the deferred events";
 
 impl Relay {
-    /// The deferred whose turn it is: all in order after something got through, one now and then, else
-    /// those whose time has come.
+    /// The deferred events to try now: all of them in order after something got through, otherwise those
+    /// that are due, otherwise a single one now and then.
     pub(super) fn due(&mut self) -> anyhow::Result<Vec<Deferred>> {
         let limit = self.limit();
         if let Some(after) = self.release_after {
@@ -39,12 +39,12 @@ impl Relay {
         first.context(UNREADABLE)
     }
 
-    /// Whether all that is left are events that the sink, up otherwise, gives back.
+    /// Whether only events are left that the sink, although up, keeps refusing.
     pub(super) fn is_unfit_for_deferred(&self) -> bool {
         self.gives_back && self.outbox.deferred() > 0
     }
 
-    /// Tries deferred events once more.
+    /// Retries deferred events.
     pub(super) async fn retry(&mut self, due: Vec<Deferred>) -> anyhow::Result<Round> {
         let (attempts, slots): (Vec<_>, Vec<_>) =
             due.into_iter().map(|deferred| (deferred.attempts, deferred.slot)).unzip();
@@ -87,7 +87,7 @@ impl Relay {
         })
     }
 
-    /// The deferred fail as ever. If nothing else was delivered for a while, the sink is not up.
+    /// The deferred events still fail. If nothing else was delivered for a while, the sink counts as down.
     fn give_up_for_now(&mut self, reason: Reason) -> Round {
         let is_quiet = self.delivered_at.is_none_or(|moment| self.since(moment.at) >= QUIET);
         if is_quiet {

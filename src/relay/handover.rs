@@ -1,4 +1,4 @@
-//! Handing events over to the sink, and counting what it says.
+//! Handing events over to the sink, and counting its verdicts.
 
 use std::slice;
 use std::time::Instant;
@@ -42,8 +42,8 @@ impl Relay {
         verdicts
     }
 
-    /// Gives each event that was refused in company a try by itself, in order, for as long as the sink accepts
-    /// something. There may be many: those that are left when `relay.confirm_timeout` has passed keep their place.
+    /// Retries, one by one and in order, the events that were refused as part of a batch, as long as the sink accepts
+    /// any. There may be many: those left after `relay.confirm_timeout` keep their place.
     async fn try_alone(&mut self, events: &[Stored], verdicts: &mut [Verdict], started: Instant) {
         let away = |verdict: &Verdict| match verdict {
             Verdict::Away(reason) => Some(reason.clone()),

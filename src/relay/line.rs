@@ -1,4 +1,4 @@
-//! The line: events in the order of acceptance, and what becomes of each batch of them.
+//! The line: events in order of acceptance, and the outcome of each batch of them.
 
 use std::time::Duration;
 
@@ -7,11 +7,11 @@ use super::{Relay, Round};
 use crate::outbox::{Damaged, Refused, Settlement, Slot, Stored, position};
 use crate::verdict::{Reason, Verdict};
 
-/// How long it counts that others got through while each event at the head of the line failed.
+/// For how long it counts that other events got through while every event at the head of the line failed.
 const PARTIAL: Duration = Duration::from_secs(60);
 
 impl Relay {
-    /// Hands over the next events in line.
+    /// Hands over the next events in the line.
     pub(super) async fn forward(&mut self, slots: Vec<Slot>) -> anyhow::Result<Round> {
         let through = slots.last().map_or(self.cursor, position);
         let (events, damaged) = self.split(slots);
@@ -35,7 +35,7 @@ impl Relay {
                     settlement.through = settlement.through.min(position - 1);
                     away = away.or(Some(reason));
                 }
-                // The sink is away: whatever it did not take keeps its place.
+                // The sink is away: whatever it did not accept keeps its place.
                 _ if has_away => settlement.through = settlement.through.min(position - 1),
                 Verdict::Later(reason) | Verdict::Alone(reason) => {
                     settlement.again.push(self.again(position, 1, reason));
@@ -58,7 +58,7 @@ impl Relay {
         }
     }
 
-    /// What can be handed over, and what cannot be read and so never will be.
+    /// Separates the events that can be handed over from those that are unreadable and always will be.
     pub(super) fn split(&self, slots: Vec<Slot>) -> (Vec<Stored>, Vec<Refused>) {
         let (mut events, mut damaged) = (Vec::with_capacity(slots.len()), Vec::new());
         for slot in slots {
@@ -71,7 +71,7 @@ impl Relay {
         (events, damaged)
     }
 
-    /// Whether others are delivered while those at the head of the line fail alike.
+    /// Whether other events are delivered while those at the head of the line fail alike.
     fn others_get_through(&mut self) -> bool {
         let since = self.stalled_at.max(self.partial_at);
         let has_delivered = since.is_some_and(|since| self.delivered_at > Some(since));
@@ -81,9 +81,9 @@ impl Relay {
         self.partial_at.is_some_and(|moment| self.since(moment.at) < PARTIAL)
     }
 
-    /// Every event of a batch failed alike: all keep their places. After a while some behind them are tried:
-    /// where they get through, it is these events and not the sink. Not at once, and seldom, for those
-    /// behind overtake these if the sink comes back in just that moment.
+    /// Every event of a batch failed alike, so all keep their places. After a while some events behind
+    /// them are tried: if those get through, these events are at fault and not the sink. This happens
+    /// late and seldom, because events behind overtake these if the sink comes back at just that moment.
     async fn stall(&mut self, reason: Reason, through: u64) -> anyhow::Result<Round> {
         if self.stalled_at.is_none() {
             let now = self.moment();

@@ -1,11 +1,12 @@
-//! When things were that the relay compares: by the outbox's clock, so that nobody sets it, and a test can.
+//! Points in time that the relay compares, on the outbox's clock: nobody sets that, and a test can
+//! control it.
 
 use std::time::Duration;
 
 use super::Relay;
 use crate::time::Timestamp;
 
-/// When something was, by the steady clock; of two in one millisecond, which was first.
+/// A point in time on the steady clock, with a number that orders two in the same millisecond.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Moment {
     pub(super) at: Timestamp,

@@ -1,5 +1,5 @@
-//! How the sink is doing: the state that `/readyz` and the metrics show, how long it has been so, and what
-//! the log has said of it.
+//! The state of the sink: what `/readyz` and the metrics show, how long it has been so, and what was last
+//! logged about it.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,10 +10,10 @@ use crate::metrics::Metrics;
 use crate::time::{Clock, Timestamp};
 use crate::verdict::{Kind, Reason};
 
-/// How often the log repeats that the sink takes nothing.
+/// How often the log repeats that the sink accepts nothing.
 const REMINDER: Duration = Duration::from_secs(600);
 
-/// Whether the sink takes events, and why not.
+/// Whether the sink accepts events, and if not, why.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum SinkState {
     /// Not asked yet.
@@ -26,11 +26,11 @@ pub(super) struct Standing {
     state: watch::Sender<SinkState>,
     metrics: Arc<Metrics>,
     clock: Clock,
-    /// Rounds in a row in which it took nothing.
+    /// Consecutive rounds in which the sink accepted nothing.
     pub(super) failures: u32,
-    /// When it last said how it is, by the steady clock.
+    /// When the sink last answered, on the steady clock.
     answered_at: Option<Timestamp>,
-    /// What the log said last, and when.
+    /// What was last logged, and when.
     said: Option<(Kind, Instant)>,
 }
 
@@ -49,7 +49,7 @@ impl Standing {
         *self.state.borrow() == SinkState::Up
     }
 
-    /// Why it is not up, if it is known.
+    /// Why the sink is not up, if known.
     pub(super) fn kind(&self) -> Option<Kind> {
         match &*self.state.borrow() {
             SinkState::Away(_, kind) => Some(*kind),
@@ -62,7 +62,7 @@ impl Standing {
         self.answered_at.is_some_and(|at| now.since(at) < time)
     }
 
-    /// It was asked, and nothing has changed.
+    /// The sink answered, and its state has not changed.
     pub(super) fn note_answer(&mut self) {
         self.answered_at = Some(self.clock.steady());
     }
@@ -80,7 +80,7 @@ impl Standing {
         self.state.send_replace(SinkState::Up);
     }
 
-    /// A round in which it took nothing.
+    /// A round in which the sink accepted nothing.
     pub(super) fn fail(&mut self, reason: Reason, waiting: u64) {
         self.failures = self.failures.saturating_add(1);
         self.down(reason, waiting);

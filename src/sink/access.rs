@@ -1,5 +1,5 @@
-//! Where a broker is, whom to trust there, and how to prove who we are: what the configurations of several
-//! brokers have in common.
+//! How brokers are reached, which certificates are trusted, and how the bridge authenticates: the parts
+//! that the configurations of several brokers share.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -11,7 +11,7 @@ use crate::config::{Keys, Value};
 use crate::routing::Template;
 use crate::secret::Secret;
 
-/// A credential, or the file that it is read from whenever it is needed.
+/// A credential, or the file to read it from each time it is needed.
 #[derive(Clone)]
 pub(crate) enum Credential {
     Inline(Secret),
@@ -37,16 +37,16 @@ impl fmt::Debug for Credential {
     }
 }
 
-/// Whom to trust, and how to prove who we are, in a TLS connection to a broker: PEM files.
+/// Trusted authorities and our own identity for TLS connections to a broker: PEM files.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct ClientTls {
-    /// Beside or instead of the public authorities, as the client library has it.
+    /// In addition to or instead of the public authorities, depending on the client library.
     pub(crate) ca: Option<PathBuf>,
-    /// Certificate chain and key, shown to the broker.
+    /// Certificate chain and key, presented to the broker.
     pub(crate) identity: Option<(PathBuf, PathBuf)>,
 }
 
-/// `key`, or `key_file` with the file that holds it, which has to be there.
+/// `key`, or `key_file` with the file that holds it, which must exist.
 pub(super) fn credential(keys: &mut Keys, key: &str) -> Option<Credential> {
     let inline = keys.read_optional(key, |value| text(value).map(Secret::new));
     let named = keys.read_optional(&format!("{key}_file"), |value| {
@@ -72,7 +72,7 @@ pub(super) fn client_tls(keys: &mut Keys, section: &str) -> ClientTls {
     ClientTls { ca, identity: cert.zip(key) }
 }
 
-/// Never quotes the text, in which a password may stand.
+/// Never quotes the text, which may contain a password.
 pub(super) fn url(text: &str, schemes: &[&str]) -> Result<Url, String> {
     let text = text.trim();
     let text =
@@ -95,7 +95,7 @@ pub(super) fn url(text: &str, schemes: &[&str]) -> Result<Url, String> {
     Ok(url)
 }
 
-/// Without the credentials that may stand in it.
+/// Without any credentials in the URL.
 pub(crate) fn address_of(url: &Url) -> String {
     let host = url.host_str().unwrap_or_default();
     url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))

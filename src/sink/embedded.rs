@@ -1,5 +1,5 @@
 //! The sink without a broker: the outbox's own history is the stream, and consumers read it over the
-//! private listener. What the relay has read back from the outbox is in the stream already, durably.
+//! private listener. Whatever the relay has read back from the outbox is already in the stream, durably.
 
 use std::path::Path;
 use std::time::Duration;
@@ -13,10 +13,10 @@ use crate::outbox::{self, Reader};
 /// How often `tail` looks for new events.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
-/// Events that `tail` reads at once.
+/// Events that `tail` reads at a time.
 const PAGE: usize = 1000;
 
-/// Reads the file, beside a running bridge or without one.
+/// Reads the file, with or without a running bridge.
 pub(super) async fn tail(
     outbox: &Path,
     from_start: bool,
@@ -39,7 +39,7 @@ pub(super) async fn tail(
         }
         for slot in page {
             position = outbox::position(&slot);
-            // A damaged event cannot be shown: `outbox list` does.
+            // A damaged event cannot be shown here; `outbox list` shows it.
             if let Ok(stored) = slot
                 && lines.send(stored.event.structured()).await.is_err()
             {

@@ -1,6 +1,6 @@
 //! The sink that delivers to a Kafka topic, through librdkafka's idempotent producer. A batch is handed
-//! over as a whole and then awaited as a whole; an event counts as delivered when all replicas in sync
-//! have confirmed it. Nothing is left in flight when a batch ends, and no topic comes to be by accident.
+//! over as a whole and then awaited as a whole; an event counts as delivered when all in-sync replicas
+//! have confirmed it. Nothing is left in flight when a batch ends, and no topic is created by accident.
 
 mod client;
 mod config;
@@ -53,7 +53,7 @@ impl Kafka {
     }
 }
 
-/// Builds the first producer at once, for only librdkafka knows what it takes for its properties.
+/// Builds the first producer at once, because only librdkafka knows which properties it accepts.
 pub(super) fn delivery(config: &Config, terms: &Terms) -> anyhow::Result<Delivery<Kafka>> {
     let kafka = Kafka::new(config, terms);
     kafka.clients.check().context("[kafka.properties]")?;
@@ -66,7 +66,7 @@ impl Broker for Kafka {
 
     const BATCHES: usize = 4;
 
-    /// Connects to nothing yet: librdkafka does so by itself, when it is asked for the topic.
+    /// Does not connect yet: librdkafka does so when it is asked for the topic.
     async fn open(&self, _steps: &mut Steps) -> Result<Producing, Failed> {
         self.producing().map_err(|error| {
             let text = format!("cannot build the Kafka client: {error:#}");

@@ -1,12 +1,12 @@
-//! The seam between the relay and where events go. A sink is given a batch in order and returns a
-//! [`Verdict`] for each event, in the same order. "No error" is not a verdict: *delivered* means that
-//! the other side has confirmed it. Only a sink knows its client library and that library's errors.
+//! The boundary between the relay and the destinations. A sink is given a batch in order and returns a
+//! [`Verdict`] for each event, in the same order. "No error" is not a verdict: *delivered* means that the
+//! other side has confirmed it. Only a sink knows its client library and that library's errors.
 //!
-//! A sink connects when it is first asked, and again after it has lost its connection; the relay
-//! decides when to ask, so nothing here retries or waits between attempts. Every wait has a deadline,
+//! A sink connects when it is first used, and again after losing its connection. The relay decides when
+//! to try, so nothing here retries or waits between attempts. Every wait has a deadline,
 //! `relay.confirm_timeout`, after which the sink counts as away.
 //!
-//! A new sink is a file beside this one, a [`Broker`] with its session, and one line in each match below.
+//! A new sink is a file next to this one, a [`Broker`] with its session, and one line in each match below.
 
 mod access;
 mod embedded;
@@ -108,7 +108,7 @@ impl Config {
     }
 }
 
-/// What a sink needs of the other sections.
+/// What a sink needs from the other sections.
 #[derive(Debug, Clone)]
 pub(crate) struct Terms {
     pub(crate) event: event::Config,
@@ -123,10 +123,10 @@ pub(crate) struct Terms {
 /// One point of `check --connect`.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Finding {
-    /// What was looked at: "connection", "credentials", "topic", "clock", …
+    /// What was checked: "connection", "credentials", "topic", "clock", …
     pub(crate) point: &'static str,
     pub(crate) verdict: Health,
-    /// What was found and, where it is not good, what mends it.
+    /// What was found and, if it is not good, how to fix it.
     pub(crate) text: String,
 }
 
@@ -134,9 +134,9 @@ pub(crate) struct Finding {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Health {
     Good,
-    /// Events are delivered all the same, or it cannot be known from here.
+    /// Events are delivered nevertheless, or this cannot be known from here.
     Doubtful,
-    /// Nothing can be delivered like this.
+    /// Nothing can be delivered in this state.
     Bad,
 }
 
@@ -159,8 +159,7 @@ enum Way {
 }
 
 impl Sink {
-    /// Connects to nothing yet. An error is what only the client library finds wrong in the
-    /// configuration.
+    /// Does not connect yet. An error is a configuration fault that only the client library can detect.
     pub(crate) fn new(config: &Config, terms: &Terms) -> Result<Self, Faults> {
         let way = match config.kind {
             SinkKind::Embedded => Ok(Way::Embedded),
@@ -174,7 +173,7 @@ impl Sink {
             #[cfg(feature = "rabbitmq")]
             SinkKind::Rabbitmq => rabbitmq::Rabbitmq::new(&config.rabbitmq, terms)
                 .map(|rabbitmq| Way::Rabbitmq(Delivery::new(rabbitmq, None).into())),
-            #[allow(unreachable_patterns)] // in the build that has them all
+            #[allow(unreachable_patterns)] // in a build that has them all
             other => unreachable!("{} is refused where it is not built in", other.name()),
         };
         let way = way.map_err(|error: anyhow::Error| Faults::one(format!("{error:#}")))?;
@@ -197,8 +196,8 @@ impl Sink {
         matches!(self.way, Way::Embedded)
     }
 
-    /// Whether events can be delivered now: connects where there is no connection, and creates or
-    /// checks what the configuration says.
+    /// Whether events can be delivered now. Connects if there is no connection, and creates or checks
+    /// what is configured.
     pub(crate) async fn ready(&mut self) -> Result<(), Reason> {
         match &mut self.way {
             Way::Embedded => Ok(()),
@@ -213,7 +212,7 @@ impl Sink {
         }
     }
 
-    /// How many events it does best to hand over at once, where `relay.batch` is `configured`.
+    /// The best number of events to hand over at once, given `relay.batch` as `configured`.
     pub(crate) fn batch(&self, configured: usize) -> usize {
         match self.way {
             #[cfg(feature = "kafka")]
@@ -224,8 +223,8 @@ impl Sink {
         }
     }
 
-    /// Settles a batch: one verdict for each event. May be dropped midway: what was confirmed by then
-    /// is not known, and is delivered again.
+    /// Delivers a batch: one verdict for each event. May be dropped midway: what was confirmed by then is
+    /// unknown, and is delivered again.
     pub(crate) async fn deliver(&mut self, events: &[Stored]) -> Vec<Verdict> {
         match &mut self.way {
             Way::Embedded => vec![Verdict::Delivered; events.len()],
@@ -240,7 +239,7 @@ impl Sink {
         }
     }
 
-    /// Says goodbye to the broker, in a second or two at most.
+    /// Closes the connection to the broker properly, in a second or two at most.
     pub(crate) async fn close(self) {
         match self.way {
             Way::Embedded => {}
@@ -255,7 +254,7 @@ impl Sink {
         }
     }
 
-    /// Looks at the sink point by point, and changes nothing there.
+    /// Checks the sink point by point without changing anything.
     pub(crate) async fn examine(config: &Config, terms: &Terms) -> anyhow::Result<Vec<Finding>> {
         let _ = terms; // unused in a build without brokers
         Ok(match config.kind {
@@ -271,13 +270,13 @@ impl Sink {
             SinkKind::Rabbitmq => {
                 session::examine(&rabbitmq::Rabbitmq::new(&config.rabbitmq, terms)?).await
             }
-            #[allow(unreachable_patterns)] // in the build that has them all
+            #[allow(unreachable_patterns)] // in a build that has them all
             other => unreachable!("{} is refused where it is not built in", other.name()),
         })
     }
 }
 
-/// Subscribes to the configured sink as a reader that takes nothing away from others, and sends each
+/// Subscribes to the configured sink as a reader that does not take events from others, and sends each
 /// event as one line of JSON, the whole CloudEvent whatever `event.encoding` is. Ends when `lines` is
 /// closed, or with an error.
 pub(crate) async fn tail(
@@ -294,12 +293,12 @@ pub(crate) async fn tail(
         SinkKind::Nats => nats::tail(&config.nats, terms, from_start, lines).await,
         #[cfg(feature = "rabbitmq")]
         SinkKind::Rabbitmq => rabbitmq::tail(&config.rabbitmq, terms, from_start, lines).await,
-        #[allow(unreachable_patterns)] // in the build that has them all
+        #[allow(unreachable_patterns)] // in a build that has them all
         other => unreachable!("{} is refused where it is not built in", other.name()),
     }
 }
 
-/// Tells whoever waits for the first line of `tail` that nothing is missed from here on.
+/// Logs that `tail` misses nothing from here on, so that the user knows before the first line.
 fn subscribed(from_start: bool) {
     let since = if from_start { "the oldest event" } else { "now" };
     tracing::info!(since, "reading");

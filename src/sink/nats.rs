@@ -1,9 +1,9 @@
 //! NATS JetStream. Each event is published with its id as `Nats-Msg-Id`, so that the stream stores a
 //! repeat only once, and counts as delivered when the stream has acknowledged it.
 //!
-//! Each connection is given the events in order and without a gap, from the first that is not
-//! acknowledged on, and is never used again once it was lost. So what comes first of each event comes
-//! in order, though a lost connection may still bring what its server had received by then.
+//! Each connection is given the events in order and without a gap, starting with the first unacknowledged
+//! one, and is never used again once it is lost. So the first copies of the events arrive in order,
+//! although a lost connection may still deliver what its server had received by then.
 
 mod config;
 mod connection;
@@ -30,13 +30,13 @@ use connection::{Link, lost};
 use errors::{confirmed, judge, not_in_time};
 pub(super) use tail::tail;
 
-/// A subject longer than this is near the length of line at which a server cuts the connection.
+/// A longer subject comes close to the line length at which a server cuts the connection.
 const MAX_SUBJECT_BYTES: usize = 2048;
 
-/// Room for the headers of an event in the server's limit.
+/// Room for an event's headers within the server's limit.
 const HEADERS_BYTES: u64 = 1024;
 
-/// Attributes of a CloudEvent, `datacontenttype` among them, are headers with this prefix.
+/// Attributes of a CloudEvent, including `datacontenttype`, are headers with this prefix.
 const PREFIX: &str = "ce-";
 
 const CONTENT_TYPE: HeaderName = HeaderName::from_static("Content-Type");
@@ -91,7 +91,7 @@ impl Broker for Nats {
 impl Session for Link {
     async fn check(&mut self, steps: &mut Steps) -> Result<(), Failed> {
         stream::check(&self.context, &self.nats.config, steps).await.map_err(|reason| {
-            // The server's refusal is why something else failed or had no answer.
+            // The server's refusal is the reason why something else failed or was not answered.
             let reason = self.watch.refusal().unwrap_or(reason);
             let is_refusal = reason.kind == Kind::Credentials;
             reason.at(if is_refusal { "credentials" } else { "stream" })
@@ -107,7 +107,7 @@ impl Session for Link {
                 Err(verdict) => verdict,
             });
         }
-        // After any of these the connection is not to be trusted: what it still holds must not go out.
+        // After any of these the connection cannot be trusted: what it still holds must not be sent.
         self.is_doubted = verdicts.iter().any(|verdict| match verdict {
             Verdict::Away(reason) => {
                 matches!(reason.kind, Kind::Unreachable | Kind::Timeout | Kind::Credentials)
@@ -121,14 +121,14 @@ impl Session for Link {
         !self.is_doubted && self.is_up()
     }
 
-    /// Whatever was to be confirmed is settled by now: this only lets the last bytes out.
+    /// Everything is settled by now: this only flushes the last bytes.
     async fn close(self) {
         let _ = timeout(Duration::from_secs(1), self.context.client().flush()).await;
     }
 }
 
 impl Link {
-    /// Gives the client all events. An error is a verdict already.
+    /// Passes all events to the client. An error is already a verdict.
     async fn hand_over(
         &self,
         messages: Vec<Outgoing<'_>>,
@@ -144,7 +144,7 @@ impl Link {
                 break;
             }
         }
-        // What follows an event that has to wait must not overtake it.
+        // An event must not overtake an earlier one that has to wait.
         if let Some(Err(last @ Verdict::Away(_))) = handed.last() {
             let last = last.clone();
             handed.resize_with(count, || Err(last.clone()));
@@ -171,7 +171,7 @@ impl Link {
         let publishing = self.context.publish_with_headers(subject, headers, body);
         match timeout_at(deadline, publishing).await {
             Ok(Ok(ack)) => Ok(ack),
-            // A client at its end fails in ways that look like the event's own fault.
+            // A closed client fails in ways that look like the event's own fault.
             Ok(Err(_)) if !self.is_up() => Err(Verdict::Away(lost())),
             Ok(Err(error)) => Err(judge(&error)),
             Err(_) => Err(Verdict::Away(not_in_time())),
@@ -195,5 +195,6 @@ fn headers(message: &Outgoing, stream: &str) -> HeaderMap {
     headers
 }
 
-/// What CloudEvents' HTTP binding, which NATS follows, has escaped in a header, beside what is not ASCII.
+/// The characters that CloudEvents' HTTP binding, which NATS follows, escapes in a header, in addition to
+/// non-ASCII.
 const ESCAPED: AsciiSet = CONTROLS.add(b' ').add(b'"').add(b'%');

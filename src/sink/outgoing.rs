@@ -1,4 +1,4 @@
-//! A message on its way out, the same for every broker: each puts it into its own protocol's form.
+//! An outgoing message, the same for every broker: each converts it to its own protocol.
 
 use std::borrow::Cow;
 
@@ -12,7 +12,7 @@ pub(super) struct Outgoing<'e> {
     pub(super) id: String,
     pub(super) content_type: &'static str,
     pub(super) traceparent: Cow<'e, str>,
-    /// In binary mode, what stands in headers, but for the content type.
+    /// In binary mode, the headers, without the content type.
     pub(super) attributes: Vec<(&'static str, Cow<'e, str>)>,
     pub(super) body: Cow<'e, str>,
 }

@@ -1,7 +1,7 @@
 //! The RabbitMQ sink: publishes to a durable topic exchange over one connection and one channel with
 //! publisher confirms, a whole batch in flight at once. A connection that failed in any way, or left a
-//! confirm open, is thrown away; the next call builds a new one. lapin's own recovery stays off: it
-//! gives up for good after a while, and says nothing meanwhile.
+//! confirm open, is discarded; the next call builds a new one. lapin's own recovery stays off: it gives
+//! up permanently after a while, and reports nothing until then.
 
 mod batch;
 mod config;
@@ -32,7 +32,7 @@ pub(super) use tail::tail;
 pub(crate) struct Rabbitmq {
     config: Config,
     address: Address,
-    /// For connecting, for declaring, and for confirming a batch: for each as long.
+    /// The time limit for connecting, for declaring, and for confirming a batch, each.
     patience: Duration,
 }
 
@@ -86,7 +86,7 @@ impl Broker for Rabbitmq {
 }
 
 impl Session for Link {
-    /// Exchange and queue, and a channel to publish on.
+    /// Checks the exchange and the queue, and opens a channel for publishing.
     async fn check(&mut self, steps: &mut Steps) -> Result<(), Failed> {
         if let Some(blocked) = self.alarm.check() {
             return Err(blocked.at("connection"));
@@ -111,8 +111,8 @@ impl Session for Link {
         let published = self.send(fit).await;
         let mut verdicts = published.judge(&self.rabbitmq.config.exchange);
         if !published.is_whole() {
-            // The open confirms belong to the channel. A blocked connection is told when the alarm is over; a
-            // new one would not even know of it.
+            // The open confirms belong to the channel. A blocked connection is notified when the alarm is
+            // over; a new one would not even learn about it.
             self.channel = None;
             self.is_doubted = self.alarm.check().is_none();
             if self.is_doubted && published.has_answers() {
@@ -136,7 +136,7 @@ impl Session for Link {
 }
 
 impl Link {
-    /// Opens the channel if there is none, unless the broker reads nothing now.
+    /// Opens the channel if there is none, unless the connection is blocked.
     async fn open_channel(&mut self) -> Result<(), Reason> {
         if let Some(blocked) = self.alarm.check() {
             return Err(blocked);

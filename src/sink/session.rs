@@ -1,6 +1,6 @@
 //! One model for all brokers. A [`Session`] is opened, checked (is the topology as it should be? what is
-//! missing is created), published on, and dropped when in doubt. What it does on the way are [`Steps`], which
-//! `check --connect` shows: the same steps, but nothing is created.
+//! missing is created), used for publishing, and dropped when in doubt. Its progress is recorded as
+//! [`Steps`], which `check --connect` shows: the same steps, except that nothing is created.
 
 use std::time::{Duration, Instant};
 
@@ -14,8 +14,8 @@ const CHECK_EVERY: Duration = Duration::from_secs(1);
 pub(super) trait Broker {
     type Session: Session;
 
-    /// How many times `relay.batch` it does best to hand over at once. Each batch is waited for, and larger
-    /// ones less often.
+    /// The best batch size, in multiples of `relay.batch`. Each batch is awaited, so larger ones wait
+    /// less often.
     const BATCHES: usize = 1;
 
     /// Connects.
@@ -24,20 +24,20 @@ pub(super) trait Broker {
 
 /// A connection to a broker. Every wait has a deadline, `relay.confirm_timeout`.
 pub(super) trait Session {
-    /// Whether events can be delivered: creates or checks what the configuration says.
+    /// Whether events can be delivered: creates or checks what is configured.
     async fn check(&mut self, steps: &mut Steps) -> Result<(), Failed>;
 
     /// One verdict for each message, in the same order.
     async fn publish(&mut self, messages: Vec<Outgoing<'_>>) -> Vec<Verdict>;
 
-    /// Whether it can be used further: it is connected, and owes no confirmation.
+    /// Whether it can be used further: it is connected, and no confirmation is outstanding.
     fn is_sound(&self) -> bool;
 
-    /// Says goodbye, in a second or two at most.
+    /// Closes the connection properly, in a second or two at most.
     async fn close(self);
 }
 
-/// A step that failed: why nothing can be delivered.
+/// A failed step: why nothing can be delivered.
 #[derive(Debug)]
 pub(super) struct Failed {
     point: &'static str,
@@ -45,13 +45,13 @@ pub(super) struct Failed {
 }
 
 impl Reason {
-    /// The step that failed for this reason.
+    /// The failed step, with this reason.
     pub(super) fn at(self, point: &'static str) -> Failed {
         Failed { point, reason: self }
     }
 }
 
-/// What was done and found on the way to a session that can deliver.
+/// What was done and found while preparing a session.
 pub(super) struct Steps {
     is_look: bool,
     findings: Vec<Finding>,
@@ -62,7 +62,7 @@ impl Steps {
         Steps { is_look, findings: Vec::new() }
     }
 
-    /// Whether this is for an operator to see, and nothing may be changed.
+    /// Whether this only reports to an operator, so that nothing may be changed.
     pub(super) fn is_look(&self) -> bool {
         self.is_look
     }
@@ -71,12 +71,12 @@ impl Steps {
         self.add(point, Health::Good, text.into());
     }
 
-    /// Events are delivered all the same, or it cannot be known from here.
+    /// Events are delivered nevertheless, or this cannot be known from here.
     pub(super) fn doubtful(&mut self, point: &'static str, text: impl Into<String>) {
         self.add(point, Health::Doubtful, text.into());
     }
 
-    /// Goes on to the next point where all are to be seen.
+    /// Continues with the next point when all points are to be shown.
     pub(super) fn go_on(&mut self, step: Result<(), Failed>) -> Result<(), Failed> {
         match step {
             Err(Failed { point, reason }) if self.is_look => {
@@ -103,24 +103,24 @@ pub(super) async fn examine(broker: &impl Broker) -> Vec<Finding> {
         checked
     };
     let result = result.await;
-    let _ = steps.go_on(result); // a bad point like others
+    let _ = steps.go_on(result); // reported like any other bad point
     steps.findings
 }
 
 /// Keeps one session open for as long as it is sound.
 pub(super) struct Delivery<B: Broker> {
     broker: B,
-    /// Taken while it is in use, so that a call that is dropped midway takes it along: nobody knows what is
-    /// still on its way then.
+    /// Taken while in use, so that a call that is dropped midway drops it as well: nobody knows what is
+    /// still in flight then.
     session: Option<B::Session>,
     doubt: Doubt,
     checked_at: Instant,
-    /// What is doubtful and was said already.
+    /// The doubts that were already logged.
     said: Vec<String>,
 }
 
 /// Whether the topology is as it was when it was checked.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Doubt {
     None,
     /// Some events were unroutable, or not accepted for another reason of their own.
@@ -135,7 +135,7 @@ impl<B: Broker> Delivery<B> {
         Delivery { broker, session, doubt: Doubt::Full, checked_at, said: Vec::new() }
     }
 
-    /// Whether events can be delivered now. What was there may have gone since it was checked.
+    /// Whether events can be delivered now. Checks again, because things may have been removed since.
     pub(super) async fn ready(&mut self) -> Result<(), Reason> {
         self.doubt = Doubt::Full;
         let session = self.prepare().await?;
@@ -154,13 +154,8 @@ impl<B: Broker> Delivery<B> {
             Verdict::Later(_) => Doubt::Some,
             Verdict::Delivered | Verdict::Alone(_) | Verdict::Refused(_) => Doubt::None,
         };
-        let has = |doubt| verdicts.iter().any(|verdict| of(verdict) == doubt);
-        self.doubt = match () {
-            () if has(Doubt::Full) => Doubt::Full,
-            () if has(Doubt::Some) => Doubt::Some,
-            () => Doubt::None,
-        };
-        // What one in doubt still holds must not go out later: it goes at once.
+        self.doubt = verdicts.iter().map(of).max().unwrap_or(Doubt::None);
+        // A session in doubt is dropped at once: what it still holds must not be sent later.
         self.session = Some(session).filter(Session::is_sound);
         verdicts
     }
@@ -171,7 +166,7 @@ impl<B: Broker> Delivery<B> {
         }
     }
 
-    /// A session on which everything is as it should be.
+    /// A session that has passed its checks.
     async fn prepare(&mut self) -> Result<B::Session, Reason> {
         let mut steps = Steps::new(false);
         let mut session = match self.session.take().filter(Session::is_sound) {
@@ -190,7 +185,7 @@ impl<B: Broker> Delivery<B> {
             return Ok(session);
         }
         if let Err(Failed { reason, .. }) = session.check(&mut steps).await {
-            // What is wrong with the broker's topology is no fault of the connection.
+            // A problem with the topology is not a fault of the connection.
             if matches!(reason.kind, Kind::Topology | Kind::Blocked) {
                 self.session = Some(session);
             } else if session.is_sound() {

@@ -1,4 +1,4 @@
-//! The program under test, and the platform that calls it.
+//! The program under test, and a client that acts as the platform.
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;

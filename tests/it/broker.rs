@@ -1,5 +1,5 @@
-//! The brokers that `servers` starts: what of theirs a test uses for itself, and how they are stopped and
-//! frozen. A test that does either has the broker alone meanwhile.
+//! The brokers that `servers` starts: what each test uses there for itself, and how they are stopped and
+//! frozen. A test that stops or freezes a broker has exclusive use of it meanwhile.
 
 use std::path::Path;
 use std::process::Command;

@@ -1,5 +1,5 @@
-//! TLS to each broker: a private authority, one that is not to be trusted, passwords and client
-//! certificates that are refused. A refusal is degraded, said by its kind, and shows no secret.
+//! TLS to each broker: a private authority, an untrusted one, refused passwords and refused client
+//! certificates. A refusal degrades the bridge, is reported by its kind, and reveals no secret.
 
 use crate::bridge::{Bridge, eventually};
 use crate::broker::{self, Kind, Target, Way};

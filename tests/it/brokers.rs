@@ -1,4 +1,4 @@
-//! What all three brokers have in common: one contract. Each test runs against each of the real servers.
+//! The contract that all three brokers share. Each test runs against each of the real servers.
 
 use std::collections::BTreeSet;
 

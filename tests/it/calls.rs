@@ -1,4 +1,4 @@
-//! A bridge at a real broker, callbacks to it, and what a test waits for there.
+//! A bridge with a real broker, callbacks to it, and the conditions that a test waits for.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,5 +1,5 @@
-//! The clock is not trusted: one that was ahead for a moment loses nothing, and what it left in the
-//! outbox stalls nothing.
+//! The clock is not trusted: one that was briefly ahead loses nothing, and what it left in the outbox
+//! stalls nothing.
 
 use std::collections::BTreeSet;
 

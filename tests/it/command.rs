@@ -1,4 +1,4 @@
-//! The program as its operator meets it: how it ends, and what its commands print.
+//! The program as its operator sees it: how it exits, and what its commands print.
 
 use std::fs;
 use std::net::TcpListener;

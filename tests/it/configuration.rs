@@ -1,4 +1,4 @@
-//! What the program says about a configuration, and where it looks for one. A secret is never among it.
+//! What the program says about a configuration, and where it looks for one. It never prints a secret.
 
 use std::fs;
 use std::path::Path;

@@ -1,5 +1,5 @@
-//! The public listener's limits, over real sockets: of a body, a head, a connection, and all of them together.
-//! Whoever is refused can read why.
+//! The public listener's limits, over real sockets: on a body, a head, a connection, and all connections
+//! together. A refused client can read why.
 
 use std::time::{Duration, Instant};
 

@@ -1,5 +1,5 @@
-//! Connections to a broker that are cut or held up in the middle of a batch. A client that reconnects by
-//! itself, as NATS's would, sends what it still holds in the middle of what the bridge sends again.
+//! Connections to a broker that are cut or delayed in the middle of a batch. A client that reconnects
+//! automatically, as NATS's would, sends what it still holds in the middle of what the bridge resends.
 
 use std::collections::HashSet;
 use std::thread;

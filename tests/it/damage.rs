@@ -1,5 +1,5 @@
-//! A damaged outbox: an event that cannot be read, or is not what was written, is set aside and the line
-//! goes on; a damaged page ends the program with the advice that helps.
+//! A damaged outbox: an event that is unreadable or altered is set aside and the queue moves on; a
+//! damaged page ends the program with advice on how to recover.
 
 use std::collections::BTreeSet;
 use std::fs;

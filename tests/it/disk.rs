@@ -1,5 +1,5 @@
-//! A full outbox, a full disk, a used up quota and a slow disk: refused with 503, nothing lost, and taking
-//! resumes by itself.
+//! A full outbox, a full disk, an exhausted quota and a slow disk: callbacks are refused with 503,
+//! nothing is lost, and the bridge accepts callbacks again without a restart.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};

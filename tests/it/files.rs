@@ -1,4 +1,5 @@
-//! The outbox's files: for nobody else's eyes, nothing left beside them, and only where an outbox can be.
+//! The outbox's files: readable by their owner only, nothing left over next to them, and only where an
+//! outbox can be.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;

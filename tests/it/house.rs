@@ -1,5 +1,5 @@
-//! The rules of the house that no compiler keeps: which room may mention which, and what. They are told in
-//! `docs/architecture.md`. Tests inside of `src/` are not held to them.
+//! Architecture rules that the compiler cannot check: which room may mention which, and which libraries.
+//! `docs/architecture.md` explains them. Tests inside `src/` are exempt.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};

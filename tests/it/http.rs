@@ -1,5 +1,5 @@
-//! As much HTTP/1.1 as the tests need, by hand: half a head, a slow body or a hang-up cannot be sent
-//! with a well-behaved client.
+//! As much HTTP/1.1 as the tests need, written by hand: a well-behaved client cannot send half a head or
+//! a slow body, or hang up early.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};

@@ -1,5 +1,5 @@
-//! A topic that is created anew under its old id is a new event under an id of its own, also after the
-//! first one is gone from the history, and after a restart.
+//! A topic that is recreated under its old id is a new event with its own id, even after the first one
+//! has been removed from the history, and after a restart.
 
 use serde_json::Value;
 

@@ -1,5 +1,5 @@
-//! One integration binary: the real program over real sockets, files and signals, a file for each
-//! promise. Nothing here sleeps to synchronise; it waits for the condition.
+//! One integration binary: the real program over real sockets, files and signals, one file per promise.
+//! Nothing here sleeps to synchronise; tests wait for the condition.
 
 #![expect(
     clippy::unwrap_used,

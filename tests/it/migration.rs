@@ -1,5 +1,5 @@
-//! An outbox that an older release wrote comes through whole: `data/outbox-v2.db` is one that release
-//! 0.1.0 wrote, and `data/README.md` tells how and what is in it.
+//! An outbox that an older release wrote is migrated completely: release 0.1.0 wrote `data/outbox-v2.db`,
+//! and `data/README.md` says how, and what is in it.
 
 use std::collections::BTreeMap;
 use std::fs;

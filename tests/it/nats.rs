@@ -1,4 +1,4 @@
-//! What only JetStream refuses, and what it makes of repeats.
+//! What only JetStream refuses, and how it handles repeats.
 
 use std::collections::BTreeSet;
 

@@ -1,5 +1,5 @@
-//! One process has the outbox, by whatever name it is opened; and one that no longer has it, because its
-//! file was deleted, replaced or moved away, takes nothing more and ends.
+//! One process has the outbox, whatever name it is opened by. A process that loses it, because its file
+//! was deleted, replaced or moved, accepts nothing more and exits.
 
 use std::fs;
 use std::os::unix::fs::symlink;

@@ -1,4 +1,5 @@
-//! Brokers that are away, die, or come back, and kills of the bridge: nothing that was answered OK is lost.
+//! Brokers that are away, crash, or come back, and a bridge that is killed: nothing that was answered OK
+//! is lost.
 
 use std::collections::BTreeSet;
 use std::thread;

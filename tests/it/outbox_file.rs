@@ -1,5 +1,4 @@
-//! The outbox's file as its operator meets it: listed by the program's own command, and opened with
-//! SQLite.
+//! The outbox's file as its operator sees it: listed by the program's own command, and opened with SQLite.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};

@@ -1,6 +1,6 @@
-//! The public listener as the platform sees it, over real sockets. Each kind of arrival has its one
-//! answer, which can always be read; what is authentic comes out as an event or is kept in
-//! quarantine, to the letter; and every limit holds.
+//! The public listener as the platform sees it, over real sockets. Each kind of request has exactly one
+//! answer, which can always be read; an authentic callback becomes an event or is quarantined byte for
+//! byte; and every limit holds.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};

@@ -1,9 +1,10 @@
-//! Answered OK survives a power cut, at any moment: the bridge runs over a library that records what it does
-//! to the outbox's files, and from the record come images of what a disk may hold after a cut. On each the
-//! bridge starts again, and nothing that was answered before the cut may be missing.
+//! Answered OK survives a power cut at any moment: the bridge runs on top of a library that records what
+//! it does to the outbox's files, and from this record the tests build images of what a disk may hold
+//! after a power cut. The bridge starts again on each image, and nothing that was answered before the cut
+//! may be missing.
 //!
-//! `BRIDGE_POWER_CUTS=20000` makes so many images instead of some hundreds, `BRIDGE_SEED` chooses others. An
-//! image that fails is kept, and named.
+//! `BRIDGE_POWER_CUTS=20000` makes that many images instead of some hundreds, `BRIDGE_SEED` selects
+//! different ones. An image that fails is kept, and its path is reported.
 
 mod disk;
 

@@ -1,4 +1,4 @@
-//! Between the bridge and a broker: a TCP proxy that refuses, cuts and holds up connections.
+//! A TCP proxy between the bridge and a broker; it refuses, cuts and delays connections.
 
 use std::collections::VecDeque;
 use std::io::{Read as _, Write as _};

@@ -1,4 +1,5 @@
-//! What only RabbitMQ does: it drops what nobody is bound to, blocks publishers, and refuses by nack.
+//! What only RabbitMQ does: drops messages that no queue is bound for, blocks publishers, and refuses by
+//! nack.
 
 use std::collections::BTreeSet;
 

@@ -1,5 +1,5 @@
-//! A program that reads the outbox in a transaction that it does not end: it makes the log grow, which
-//! costs no callback before the log is as long as the outbox may be, and then says what to do.
+//! A program that reads the outbox in a transaction that it does not end makes the log grow. No callback
+//! is refused before the log reaches the size limit of the outbox; then the bridge says what to do.
 
 use rusqlite::{Connection, OpenFlags};
 

@@ -1,5 +1,5 @@
-//! What a start says about the write-ahead log that it finds: one line if a part of it was damaged and
-//! cut off, and nothing after an ordinary end, be it a kill.
+//! What a start logs about the write-ahead log that it finds: one line if a part of it was damaged and
+//! cut off, and nothing after an ordinary end, even a kill.
 
 use std::fs;
 

@@ -1,4 +1,4 @@
-//! The tests' own servers end with the process that started them, even one that could do nothing about it.
+//! The tests' own servers end with the process that started them, even if it had no chance to stop them.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};

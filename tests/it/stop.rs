@@ -1,4 +1,4 @@
-//! Stopping in order, and ending when going on would be a lie.
+//! Stopping in order, and exiting when the bridge can no longer keep its promises.
 
 use std::process::{Command, Stdio};
 

@@ -1,5 +1,5 @@
-//! The private listener: the event stream in both its forms, health and metrics. A reader that says
-//! where it stopped gets every later event exactly once, in order, and is told what it missed.
+//! The private listener: both forms of the event stream, health and metrics. A reader that says where it
+//! stopped gets every later event exactly once, in order, and is told what it missed.
 
 use std::process::{Child, Stdio};
 use std::thread;

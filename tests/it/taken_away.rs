@@ -1,4 +1,4 @@
-//! A queue, a topic or a stream that is taken away from under a running bridge, and what an idle one does
+//! A queue, topic or stream that is removed while the bridge is running, and what an idle bridge does
 //! about it before the next event.
 
 use std::collections::HashSet;

@@ -1,5 +1,5 @@
-//! HTTPS on the public listener: who does not trust the certificate, or is not trusted, gets no
-//! further; a renewed certificate needs no restart; and HTTP/2 is spoken with who asks for it.
+//! HTTPS on the public listener: a client that does not trust the certificate, or is not trusted, gets no
+//! further; a renewed certificate needs no restart; and HTTP/2 works for clients that ask for it.
 
 use std::fs;
 use std::path::{Path, PathBuf};

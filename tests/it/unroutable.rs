@@ -1,5 +1,5 @@
-//! RabbitMQ gives back what no queue is bound for, on a connection that is otherwise well. That is a sink
-//! that does not work, to be told as such, and to be mended where the bridge may.
+//! RabbitMQ returns messages that no queue is bound for, on a connection that otherwise works. That
+//! counts as a sink that is down, to be reported as such, and fixed if the bridge is allowed to.
 
 use serde_json::json;
 

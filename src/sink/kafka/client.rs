@@ -1,5 +1,5 @@
-//! How librdkafka is set up, and what it says of its own accord: log lines, and errors of its
-//! connections. Of these the latest is kept, since what fails later only says that it timed out.
+//! How librdkafka is set up, and what it reports on its own: log lines and connection errors. The latest
+//! of these is kept, because later failures only report a timeout.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -24,13 +24,13 @@ use crate::verdict::Reason;
 
 pub(super) type Producer = FutureProducer<Context>;
 
-/// What a batch holds at most, unless it is one event: the outbox reads no more at once.
+/// The most bytes in a batch, unless it is a single event: the outbox reads no more at once.
 const BATCH_BYTES: u64 = 4 << 20;
 
-/// librdkafka's own default, and a little less than what a broker takes by default.
+/// librdkafka's own default, and a little less than what a broker accepts by default.
 const USUAL_MAX_BYTES: u64 = 1_000_000;
 
-/// Properties under which a default of ours is overridden, too.
+/// Other names under which users may override our defaults.
 const ALIASES: [(&str, &str); 4] = [
     ("max.in.flight.requests.per.connection", "max.in.flight"),
     ("bootstrap.servers", "metadata.broker.list"),
@@ -49,8 +49,8 @@ pub(super) struct Clients {
 impl Clients {
     pub(super) fn new(config: &Config, terms: &Terms) -> Self {
         let patience = terms.patience;
-        // Attributes stand in the event twice and once more as headers and key, so an event can be
-        // some three times as large as what was sent to us.
+        // Attributes are in the event twice, and once more as headers and key, so an event can be about
+        // three times as large as the callback.
         let largest = (3 * terms.max_body_bytes + (64 << 10)).max(USUAL_MAX_BYTES);
         let queue_bytes = 2 * (BATCH_BYTES + largest);
         let queue_messages = (2 * Kafka::BATCHES * terms.batch).clamp(1000, 10_000_000);
@@ -67,27 +67,27 @@ impl Clients {
         ]);
         let producing = BTreeMap::from([
             ("enable.idempotence", "true".into()),
-            // With more of them the first event to a new topic was lost in a test, although it was
-            // confirmed: the broker refuses the first request, as its partition is not quite there, and
-            // then takes the second one, as any sequence number does for a producer that it does not
-            // know. The first one, sent again, now seems a duplicate, which counts as delivered.
+            // With more than one, the first event to a new topic was lost in a test although it was
+            // confirmed. The broker refuses the first request because the partition is not quite ready,
+            // and accepts the second, since any sequence number is valid for an unknown producer. When
+            // the first is resent, it looks like a duplicate, which counts as delivered.
             ("max.in.flight.requests.per.connection", "1".into()),
             ("message.timeout.ms", message_timeout(patience).as_millis().to_string()),
             ("socket.timeout.ms", patience.as_millis().clamp(1000, 60_000).to_string()),
-            // A batch comes at once; waiting for more only costs.
+            // A batch arrives all at once; waiting for more only adds latency.
             ("linger.ms", "0".into()),
             ("queue.buffering.max.messages", queue_messages.to_string()),
             ("queue.buffering.max.kbytes", (queue_bytes >> 10).min(2_097_151).to_string()),
             ("message.max.bytes", largest.min(1_000_000_000).to_string()),
-            // A key goes where the Java clients would put it.
+            // A key maps to the same partition as with the Java clients.
             ("partitioner", "murmur2_random".into()),
             ("topic.metadata.propagation.max.ms", "2000".into()),
         ]);
         Clients { common, producing, configured: config.properties.clone() }
     }
 
-    /// Whether librdkafka knows every property and takes its value. The first fault is named; its text
-    /// quotes values of numbers and enumerations only, and no secret is one of these.
+    /// Whether librdkafka knows every property and accepts its value. The error names the first invalid
+    /// one; its text quotes only values of numbers and enumerations, and no secret is one of these.
     pub(super) fn check(&self) -> anyhow::Result<()> {
         for (name, value) in &self.configured {
             let mut config = ClientConfig::new();
@@ -101,7 +101,7 @@ impl Clients {
         self.build(self.common.iter().chain(&self.producing), context)
     }
 
-    /// Nobody polls an admin client, so it must not live long.
+    /// Nobody polls an admin client, so it must be short-lived.
     pub(super) fn admin(&self) -> anyhow::Result<AdminClient<Context>> {
         let mut settings = self.common.clone();
         settings.remove("allow.auto.create.topics");
@@ -116,7 +116,7 @@ impl Clients {
         self.build(self.common.iter().chain(settings), context)
     }
 
-    /// Whom the broker lets in, for the operator.
+    /// How the bridge authenticates to the broker, for the operator.
     pub(super) fn credentials(&self) -> String {
         let configured = |name: &str| self.configured.get(name).map(Secret::reveal);
         let protocol = configured("security.protocol").unwrap_or("plaintext").to_lowercase();
@@ -143,13 +143,13 @@ impl Clients {
         for (name, value) in &self.configured {
             config.set(name, value.reveal());
         }
-        config.set_log_level(RDKafkaLogLevel::Debug); // what is shown is for `tracing` to say
+        config.set_log_level(RDKafkaLogLevel::Debug); // `tracing` decides what is shown
         config.create_with_context(context).map_err(explain)
     }
 }
 
-/// How long librdkafka tries: it looks for overdue messages once a second, and must give up
-/// before we do, so that nothing is left in its queue.
+/// How long librdkafka tries. It checks for overdue messages once a second, and must give up before we
+/// do, so that nothing is left in its queue.
 fn message_timeout(patience: Duration) -> Duration {
     (patience * 3 / 4).max(Duration::from_millis(1))
 }
@@ -165,7 +165,7 @@ fn explain(error: KafkaError) -> anyhow::Error {
     }
 }
 
-/// What a client calls back to.
+/// The target of a client's callbacks.
 #[derive(Clone, Default)]
 pub(super) struct Context {
     latest: Arc<Mutex<Latest>>,
@@ -174,20 +174,20 @@ pub(super) struct Context {
 #[derive(Default)]
 struct Latest {
     error: Option<(RDKafkaErrorCode, String)>,
-    /// The latest lost connection that librdkafka thinks worth a log line, but not an error.
+    /// The latest lost connection that librdkafka reported in a log line, but not as an error.
     lost: Option<String>,
-    /// Every broker that is known was tried, and none answers.
+    /// All known brokers were tried, and none answers.
     are_all_down: bool,
 }
 
 impl Context {
-    /// The latest error since all was well.
+    /// The latest error since the last success.
     pub(super) fn error(&self) -> Option<Reason> {
         let latest = self.latest();
         latest.error.as_ref().map(|(code, text)| errors::reason(*code, Some(text)))
     }
 
-    /// The error that no other broker can make up for.
+    /// The latest error, if no other broker can make up for it.
     pub(super) fn error_of_all(&self) -> Option<Reason> {
         let latest = self.latest();
         let (code, text) = latest.error.as_ref()?;
@@ -195,7 +195,7 @@ impl Context {
         (latest.are_all_down || is_ours).then(|| errors::reason(*code, Some(text)))
     }
 
-    /// All is well.
+    /// Everything works: forgets the errors.
     pub(super) fn forget(&self) {
         *self.latest() = Latest::default();
     }
@@ -206,7 +206,7 @@ impl Context {
 }
 
 impl ClientContext for Context {
-    /// At `debug`, since librdkafka repeats itself, and the relay tells the operator once.
+    /// Logged at `debug`, because librdkafka repeats itself and the relay reports it to the operator once.
     fn log(&self, _level: RDKafkaLogLevel, facility: &str, text: &str) {
         tracing::debug!(target: "librdkafka", facility, "{text}");
         if facility == "FAIL" {
@@ -224,7 +224,7 @@ impl ClientContext for Context {
         tracing::debug!(target: "librdkafka", %error, "{text}");
         let mut latest = self.latest();
         match code_of(&error) {
-            // "1/1 brokers are down" follows what says why.
+            // "1/1 brokers are down" comes after the error that says why.
             code @ RDKafkaErrorCode::AllBrokersDown => {
                 latest.are_all_down = true;
                 if latest.error.is_none() {
@@ -232,7 +232,7 @@ impl ClientContext for Context {
                     latest.error = Some((code, why));
                 }
             }
-            // So comes the broker's alert when it does not like our certificate, or misses it.
+            // The broker's TLS alert when it rejects or misses our certificate.
             RDKafkaErrorCode::BrokerTransportFailure if text.contains("SSL routines") => {
                 latest.error = Some((RDKafkaErrorCode::SSL, text.to_owned()));
             }
@@ -243,7 +243,7 @@ impl ClientContext for Context {
 
 impl ConsumerContext for Context {}
 
-/// For an error that came without one of a connection.
+/// For an error that came without a connection error.
 pub(super) fn describe(error: &KafkaError) -> Reason {
     errors::reason(code_of(error), None)
 }

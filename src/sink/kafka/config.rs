@@ -11,9 +11,9 @@ pub(crate) struct Config {
     pub(crate) brokers: String,
     pub(crate) topic: String,
     pub(crate) key: Key,
-    /// Partitions and replication of the topic that is created if it is missing.
+    /// Partitions and replication factor for creating a missing topic.
     pub(crate) create_topic: Option<(i32, i32)>,
-    /// Handed to librdkafka as they are.
+    /// Passed on to librdkafka unchanged.
     pub(crate) properties: BTreeMap<String, Secret>,
 }
 
@@ -41,8 +41,8 @@ impl Config {
     }
 }
 
-/// `[kafka.properties]`: names with dots, written with quotes or without, so they arrive as flat or
-/// nested. Of a name that ends in `_file` the file's text is the value of the name without it.
+/// `[kafka.properties]`: dotted names, quoted or not, so they arrive either flat or nested. For a name
+/// that ends in `_file`, the file's text is the value of the name without it.
 fn properties(keys: &mut Keys) -> BTreeMap<String, Secret> {
     const SECTION: &str = "kafka.properties";
     let mut properties = BTreeMap::new();
@@ -55,7 +55,8 @@ fn properties(keys: &mut Keys) -> BTreeMap<String, Secret> {
     };
     let mut flat = Vec::new();
     flatten(dict, "", &mut flat);
-    // A variable or a flag brings its name nested, and goes before a file's that has quotes.
+    // A name from a variable or a flag arrives nested, and takes precedence over a quoted one from the
+    // file.
     flat.sort_by_key(|(name, _)| dict.contains_key(name.as_str()).then_some(0).or(Some(1)));
     let mut shown = Dict::new();
     for (name, value) in flat {

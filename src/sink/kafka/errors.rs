@@ -1,12 +1,11 @@
-//! What librdkafka's errors mean: which kind they are of, whether they are for good, and what mends
-//! them. Pure.
+//! What librdkafka's errors mean: their kind, whether they are permanent, and how to fix them. Pure.
 
 use rdkafka::error::RDKafkaErrorCode::*;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use crate::verdict::{Kind, Reason};
 
-/// An error's code, whatever it came wrapped in.
+/// An error's code, whatever type wraps it.
 pub(super) fn code_of(error: &KafkaError) -> RDKafkaErrorCode {
     match error {
         KafkaError::Canceled => RDKafkaErrorCode::PurgeQueue,
@@ -20,26 +19,26 @@ pub(super) fn is_final(code: RDKafkaErrorCode) -> bool {
     matches!(sort(code).0, Kind::TooLarge | Kind::Invalid)
 }
 
-/// Whether the error can be the fault of other events that went along.
+/// Whether other events in the same batch may have caused the error.
 pub(super) fn is_of_the_batch(code: RDKafkaErrorCode) -> bool {
     is_final(code) || code == RDKafkaErrorCode::InvalidDifferentRecord
 }
 
-/// For the operator. `detail` is what is known beyond the code.
+/// For the operator. `detail` is whatever is known beyond the code.
 pub(super) fn reason(code: RDKafkaErrorCode, detail: Option<&str>) -> Reason {
     let (kind, what, advice) = sort(code);
     let detail = detail.map_or_else(|| in_words(code), str::to_owned);
     Reason::new(kind, format!("{what} ({detail}): {advice}"))
 }
 
-/// Of "InvalidRecord (Broker: Broker failed to validate record)" what is in parentheses.
+/// For "InvalidRecord (Broker: Broker failed to validate record)", the part in parentheses.
 pub(super) fn in_words(code: RDKafkaErrorCode) -> String {
     let code = code.to_string();
     let words = code.split_once(" (").and_then(|(_, words)| words.strip_suffix(')'));
     words.map_or_else(|| code.clone(), str::to_owned)
 }
 
-/// What errors mean: their kind, what happened, and what to do about it.
+/// The meaning of each error: its kind, what happened, and what to do about it.
 const MEANINGS: &[(&[RDKafkaErrorCode], Kind, &str, &str)] = &[
     (
         &[

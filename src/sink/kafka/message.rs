@@ -21,8 +21,8 @@ pub(super) fn headers(outgoing: &Outgoing) -> OwnedHeaders {
         .fold(headers, |headers, (name, value)| insert(headers, &format!("{PREFIX}{name}"), value))
 }
 
-/// A message as one line of JSON: the whole event, however it is encoded. What is no event of ours
-/// is shown as it is.
+/// A message as one line of JSON: the whole event, however it is encoded. A message that is not one of
+/// our events is shown unchanged.
 pub(super) fn line(headers: Option<&impl Headers>, payload: &str) -> String {
     let header = |name: &str| {
         let header = headers?.iter().find(|header| header.key == name)?;
@@ -38,7 +38,7 @@ pub(super) fn line(headers: Option<&impl Headers>, payload: &str) -> String {
         true => reassemble(attribute, payload),
         false => payload.to_owned(),
     };
-    // In JSON a line break only stands between tokens.
+    // In JSON, line breaks only occur between tokens.
     line.replace(['\n', '\r'], " ")
 }
 

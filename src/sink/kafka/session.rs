@@ -1,5 +1,5 @@
-//! A producer, its topic looked after, and what becomes of a batch. One that could not deliver is thrown
-//! away: what is still in it would be sent late, behind its own repetition.
+//! A producer, the checks of its topic, and the outcome of a batch. A producer that could not deliver is
+//! discarded: whatever it still holds would be sent late, after its own repetition.
 
 use std::time::Duration;
 
@@ -18,32 +18,32 @@ use super::topic::Seen;
 use super::{Kafka, message};
 use crate::verdict::{Kind, Reason, Verdict};
 
-/// How long `close` waits for the client to end its threads.
+/// How long `close` waits for the client to stop its threads.
 const GOODBYE: Duration = Duration::from_secs(2);
 
-/// How long a full queue with nothing unconfirmed in it is given.
+/// How long to wait on a full queue that holds nothing unconfirmed.
 const QUEUE_FULL: Duration = Duration::from_millis(1);
 
 pub(crate) struct Producing {
     kafka: Kafka,
-    /// There until it is closed or dropped.
+    /// `Some` until it is closed or dropped.
     producer: Option<Producer>,
     pub(super) context: Context,
-    /// It may hold what was not confirmed.
+    /// It may hold unconfirmed messages.
     is_doubted: bool,
 }
 
-/// What became of one event at one attempt.
+/// The outcome of one event at one attempt.
 type Outcome = Result<(), Failure>;
 
 #[derive(Debug, Clone, PartialEq)]
 enum Failure {
-    /// Larger than `message.max.bytes`, so it was not even tried.
+    /// Larger than `message.max.bytes`, so it was never sent.
     Oversize,
     Failed(RDKafkaErrorCode),
 }
 
-/// An event on its way.
+/// An event being sent.
 enum Slot {
     Waiting(DeliveryFuture),
     Done(Outcome),
@@ -58,7 +58,7 @@ impl Producing {
         self.producer.as_ref().expect("it is taken at the end only")
     }
 
-    /// Hands all events over, then waits for all of them. A full queue is waited for, too.
+    /// Enqueues all events, then waits for all of them. If the queue is full, waits for that too.
     async fn send(&self, messages: &[Outgoing<'_>]) -> Vec<Outcome> {
         let deadline = Instant::now() + self.kafka.patience;
         let mut slots: Vec<Slot> = Vec::with_capacity(messages.len());
@@ -67,10 +67,10 @@ impl Producing {
             let slot = loop {
                 match self.enqueue(message) {
                     Err(Failure::Failed(RDKafkaErrorCode::QueueFull)) if settled < slots.len() => {
-                        let _ = slots[settled].settle(deadline).await; // kept in the slot
+                        let _ = slots[settled].settle(deadline).await; // the outcome is kept in the slot
                         settled += 1;
                     }
-                    // The last one is confirmed a moment before its place in the queue is free.
+                    // The last one is confirmed slightly before its place in the queue is free.
                     Err(Failure::Failed(RDKafkaErrorCode::QueueFull))
                         if Instant::now() < deadline =>
                     {
@@ -94,8 +94,8 @@ impl Producing {
             Key::GroupId => &outgoing.event.group_id,
             Key::TopicId => &outgoing.event.topic_id,
         };
-        // Without a timestamp the message carries the time of sending: after a long outage the time of
-        // acceptance could already lie beyond the topic's retention.
+        // No timestamp, so the message carries the time of sending: after a long outage the time of
+        // acceptance could already be past the topic's retention.
         let record = FutureRecord::to(&self.kafka.topic.name)
             .key(key)
             .payload(&*outgoing.body)
@@ -106,8 +106,8 @@ impl Producing {
         })
     }
 
-    /// The best reason to be had for a failure: what is wrong with the producer as a whole, else the
-    /// connection error that it told of, else, where it only waited in vain, how the topic is.
+    /// The best reason available for a failure: a fatal producer error, else the connection error that
+    /// was reported, else, for a mere timeout, the state of the topic.
     async fn why_away(&self, code: RDKafkaErrorCode) -> Option<Reason> {
         if let Some(reason) = fatal(self.producer()) {
             return Some(reason);
@@ -139,8 +139,8 @@ impl Producing {
                     self.kafka.topic.name
                 ),
             )),
-            // A broker refuses messages by the bundle in which they come: one that is too large or invalid
-            // takes others with it, and many small ones can be too large together.
+            // A broker refuses whole bundles of messages: one that is too large or invalid takes others
+            // with it, and many small ones can be too large together.
             Err(Failure::Failed(code)) if is_of_the_batch(code) && !is_alone => {
                 Verdict::Alone(reason(code, None))
             }
@@ -154,7 +154,7 @@ impl Producing {
         }
     }
 
-    /// Whether the topic takes the largest callback that the bridge takes.
+    /// Whether the topic accepts an event as large as the largest callback.
     async fn check_limit(&self, steps: &mut Steps) {
         const POINT: &str = "size";
         let Kafka { clients, topic, patience, max_body_bytes: body, .. } = &self.kafka;
@@ -181,7 +181,7 @@ impl Producing {
 }
 
 impl Session for Producing {
-    /// Whether a broker answers and the topic is there; creates it if the configuration says so.
+    /// Whether a broker answers and the topic exists; creates it if so configured.
     async fn check(&mut self, steps: &mut Steps) -> Result<(), Failed> {
         let Kafka { topic, clients, patience, .. } = &self.kafka;
         let deadline = Instant::now() + *patience;
@@ -230,7 +230,7 @@ impl Session for Producing {
         outcomes.map(|(m, o)| self.verdict(m, o, is_alone, away.as_ref())).collect()
     }
 
-    /// The order of what it has sent may be in doubt, for good.
+    /// After a fatal error the order of what was sent is permanently in doubt.
     fn is_sound(&self) -> bool {
         !self.is_doubted && fatal(self.producer()).is_none()
     }
@@ -242,7 +242,7 @@ impl Session for Producing {
     }
 }
 
-/// Takes back what was not sent. Ending a producer can block; only the end of the runtime waits for it.
+/// Drops what was not sent. Stopping a producer can block; only the end of the runtime waits for it.
 impl Drop for Producing {
     fn drop(&mut self) {
         let Some(producer) = self.producer.take() else { return };
@@ -271,8 +271,8 @@ impl Slot {
     }
 }
 
-/// Why the producer can never send again, if that is so: the order of what it has sent is in doubt, or
-/// it may not be idempotent.
+/// Why the producer can never send again, if so: the order of what it has sent is in doubt, or it is not
+/// allowed to be idempotent.
 fn fatal(producer: &Producer) -> Option<Reason> {
     let (code, text) = producer.client().fatal_error()?;
     let kind = reason(code, None).kind;

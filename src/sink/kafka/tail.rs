@@ -1,5 +1,6 @@
 //! What `tail` reads from Kafka: all partitions that the topic has at the start, each from its beginning
-//! or its end. It is assigned them without joining a group and commits nothing, so nobody else gets less.
+//! or its end. It assigns them to itself without joining a group and commits nothing, so other consumers
+//! are not affected.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,7 +22,7 @@ use super::topic::{Seen, Topic};
 use super::{Config, Kafka, message};
 use crate::verdict::Kind;
 
-/// To ask for the end of a partition.
+/// Timeout for asking for the end of a partition.
 const LOOK: Duration = Duration::from_secs(5);
 
 pub(in crate::sink) async fn tail(
@@ -43,7 +44,7 @@ pub(in crate::sink) async fn tail(
     let assignment = assignment?;
 
     let context = Context::default();
-    // librdkafka wants a group named even where none is joined.
+    // librdkafka requires a group name even if no group is joined.
     let group = format!("topic-bridge-tail-{:016x}", fastrand::u64(..));
     let settings = BTreeMap::from([
         ("group.id", group),
@@ -62,7 +63,7 @@ pub(in crate::sink) async fn tail(
     result
 }
 
-/// All partitions of a topic that has to be there, and where to begin in each.
+/// All partitions of an existing topic, and where to begin in each.
 async fn assignment(
     topic: &Topic,
     seen: Seen,
@@ -92,16 +93,16 @@ async fn assignment(
     failed(assignment.await?, "cannot say where to begin")
 }
 
-/// The end of a partition as a number: told to begin at "the end", librdkafka asks for it only once its
-/// consumer is connected, and what came meanwhile would be passed over. Blocks.
+/// The end of a partition as a number. When told to begin at "the end", librdkafka only asks for it once
+/// its consumer is connected, and would miss events that arrive before that. Blocks.
 fn end(looker: &Producer, topic: &str, partition: i32) -> Offset {
     match looker.client().fetch_watermarks(topic, partition, LOOK) {
         Ok((_oldest, next)) => Offset::Offset(next),
-        Err(_) => Offset::End, // it has no leader now, so nothing comes there either
+        Err(_) => Offset::End, // no leader now, so nothing arrives there either
     }
 }
 
-/// Reads until nobody listens. While the broker is away it waits for it.
+/// Reads until the receiver is closed. While the broker is away, waits for it.
 async fn forward(
     consumer: &StreamConsumer<Context>,
     context: &Context,
@@ -136,7 +137,7 @@ async fn forward(
     }
 }
 
-/// The group is in name only, so it does not matter what this user may do with it.
+/// The group exists in name only, so this user's rights on it do not matter.
 fn is_about_the_group(error: &KafkaError) -> bool {
     use rdkafka::error::RDKafkaErrorCode::{
         CoordinatorNotAvailable, GroupAuthorizationFailed, WaitingForCoordinator,

@@ -1,5 +1,5 @@
-//! The topic: whether it is there and whole, and its creation. Looking blocks in librdkafka, so it is
-//! done on a blocking thread, in short looks: a connection that comes up is used at once, and one that
+//! The topic: whether it exists and is healthy, and its creation. librdkafka blocks while it asks, so
+//! this happens on a blocking thread, in short attempts: a new connection is used at once, and one that
 //! is known to fail is not waited for.
 
 use std::time::Duration;
@@ -17,30 +17,30 @@ use super::config::Config;
 use super::errors::{code_of, in_words, reason};
 use crate::verdict::{Kind, Reason};
 
-/// The first look, long enough for a new connection with TLS and SASL; each further one is longer…
+/// The first attempt, long enough for a new connection with TLS and SASL; each further one is longer…
 const FIRST_LOOK: Duration = Duration::from_millis(500);
 
 /// …but none is so long that stopping would have to wait for it.
 const LONGEST_LOOK: Duration = Duration::from_secs(2);
 
-/// How often to look for a topic that was just created.
+/// How often to look for a newly created topic.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 #[derive(Debug, Clone)]
 pub(super) struct Topic {
     pub(super) name: String,
     brokers: String,
-    /// Partitions and replication, if it may be created.
+    /// Partitions and replication factor, if it may be created.
     pub(super) create: Option<(i32, i32)>,
 }
 
-/// What a broker says.
+/// What a broker reports.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Seen {
     pub(super) brokers: usize,
     /// The broker that answered.
     pub(super) answered: String,
-    /// None if the topic is missing.
+    /// `None` if the topic is missing.
     pub(super) partitions: Option<Vec<Partition>>,
 }
 
@@ -58,8 +58,8 @@ impl Topic {
         Topic { name: config.topic.clone(), brokers: config.brokers.clone(), create }
     }
 
-    /// Whether a topic that is there can take events. Partitions and replicas other than the configured
-    /// ones are no fault: they are for the topic's creation only.
+    /// Whether an existing topic can accept events. Partitions and replicas that differ from the
+    /// configuration are not a fault: those settings only apply when the topic is created.
     pub(super) fn check(&self, partitions: &[Partition], steps: &mut Steps) -> Result<(), Reason> {
         let replicas = partitions.iter().map(|partition| partition.replicas).min().unwrap_or(0);
         let text =
@@ -83,7 +83,7 @@ impl Topic {
         Ok(())
     }
 
-    /// Says of a missing topic what [`Topic::create`] would do.
+    /// For a missing topic, reports what [`Topic::create`] would do.
     pub(super) fn would_create(&self, brokers: usize, steps: &mut Steps) -> Result<(), Reason> {
         let Some((partitions, replication)) = self.create else {
             return Err(Reason::new(Kind::Topology, self.missing()));
@@ -104,7 +104,7 @@ impl Topic {
         Ok(())
     }
 
-    /// Creates a missing topic, and waits until it is there.
+    /// Creates a missing topic, and waits until it exists.
     pub(super) async fn create(
         &self,
         producer: &Producer,
@@ -130,7 +130,7 @@ impl Topic {
         }
     }
 
-    /// Asks whichever broker answers. An error is about the connection, or this user.
+    /// Asks any broker that answers. An error concerns the connection or this user.
     pub(super) async fn look(
         &self,
         producer: &Producer,
@@ -165,8 +165,8 @@ impl Topic {
         }
     }
 
-    /// What about the topic may keep the broker from confirming, as far as a short look tells: while
-    /// too few replicas are in sync, librdkafka tries again by itself and says nothing of it.
+    /// What may keep the broker from confirming, as far as a quick look at the topic shows: while too few
+    /// replicas are in sync, librdkafka keeps retrying silently.
     pub(super) async fn weakness(&self, producer: &Producer, clients: &Clients) -> Option<Reason> {
         let (producer, name) = (producer.clone(), self.name.clone());
         let seen = spawn_blocking(move || look(producer.client(), &name, FIRST_LOOK)).await;
@@ -177,7 +177,7 @@ impl Topic {
         let wanted = self.setting(clients, "min.insync.replicas", FIRST_LOOK).await;
         let wanted = wanted.ok().and_then(|wanted| usize::try_from(wanted).ok());
         let is_weak = |partition: &&Partition| {
-            // The broker never wants more in sync than there are.
+            // The broker never requires more in-sync replicas than there are replicas.
             let wanted = wanted.unwrap_or(partition.replicas).min(partition.replicas);
             partition.in_sync < wanted || !partition.has_leader
         };
@@ -194,7 +194,7 @@ impl Topic {
         Some(reason(code, Some(&detail)))
     }
 
-    /// A number that the topic is configured with. The error is for the operator.
+    /// A numeric setting of the topic. The error is for the operator.
     pub(super) async fn setting(
         &self,
         clients: &Clients,
@@ -217,7 +217,8 @@ impl Topic {
         value.ok_or_else(|| "the broker does not say".into())
     }
 
-    /// One leader is enough to go on with: who waits for another one learns so from the producer.
+    /// One leader is enough to proceed; an event that waits for another leader gets that error from the
+    /// producer.
     fn has_a_leader(&self, partitions: &[Partition]) -> Result<(), Reason> {
         if partitions.iter().any(|partition| partition.has_leader) {
             return Ok(());
@@ -309,7 +310,7 @@ fn look(client: &Client<impl ClientContext>, name: &str, patience: Duration) -> 
         Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic) => {
             return Ok(seen);
         }
-        // Some partition has no leader: which one is told below.
+        // Some partition has no leader: handled per partition below.
         Some(RDKafkaErrorCode::LeaderNotAvailable) => {}
         Some(code) => return Err(KafkaError::MetadataFetch(code)),
     }

@@ -36,7 +36,7 @@ impl Config {
         });
         let servers: Vec<Url> = servers;
         keys.show("nats.servers", Value::from(servers.iter().map(masked).collect::<Vec<_>>()));
-        // Left to itself the client would pass over credentials in a URL.
+        // By default the client would ignore credentials in a URL.
         let in_url = servers.iter().find(|server| !server.username().is_empty());
         let in_url = |part: fn(&Url) -> Option<&str>| {
             let text = percent_decode_str(part(in_url?)?).decode_utf8_lossy();

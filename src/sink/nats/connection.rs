@@ -1,6 +1,6 @@
-//! A connection to one of the servers, and how it is. When it is lost its client is at an end: left
-//! alone, the client would connect anew and publish what it still holds, in the middle of what is sent
-//! again meanwhile, so that the order breaks.
+//! A connection to one of the servers, and its state. A client is not used again after losing its
+//! connection: it would reconnect and publish what it still holds in the middle of what is being resent,
+//! which would break the order.
 
 use std::error::Error as _;
 use std::future::ready;
@@ -22,10 +22,10 @@ use crate::verdict::{Kind, Reason};
 /// The shortest time between two pings.
 const PING_EVERY: Duration = Duration::from_secs(5);
 
-/// To connect to one server.
+/// Timeout for connecting to one server.
 const PER_SERVER: Duration = Duration::from_secs(5);
 
-/// Where nobody can listen.
+/// An address where nothing can listen.
 const NOWHERE: &str = "nats://127.0.0.1:0";
 
 /// A connection, and what its server has refused.
@@ -33,21 +33,21 @@ pub(crate) struct Link {
     pub(super) nats: Nats,
     pub(super) context: Context,
     pub(super) watch: Watch,
-    /// It may hold what was not confirmed.
+    /// It may hold unconfirmed messages.
     pub(super) is_doubted: bool,
 }
 
-/// Tells how a connection is.
+/// Watches the state of a connection.
 #[derive(Clone)]
 pub(super) struct Watch(watch::Receiver<LinkState>);
 
-/// How a connection is, as its client tells.
+/// The state of a connection, as its client reports it.
 #[derive(Debug, Clone, PartialEq)]
 enum LinkState {
     Up,
     Lost,
-    /// The server does not let this user do what it tried: it says so beside the answers, and leaves
-    /// the publisher waiting.
+    /// The server does not allow this user what it tried. It says so separately from the answers, and
+    /// leaves the publisher waiting.
     Forbidden(String),
 }
 
@@ -81,11 +81,11 @@ impl Link {
 
 impl Watch {
     fn is_up(&self) -> bool {
-        // Whoever would tell goes with the client.
+        // The sender goes away with the client.
         self.0.has_changed().is_ok() && *self.0.borrow() == LinkState::Up
     }
 
-    /// What the server has refused, which is why something else failed or had no answer.
+    /// What the server has refused, which explains why something else failed or was not answered.
     pub(super) fn refusal(&self) -> Option<Reason> {
         match &*self.0.borrow() {
             LinkState::Forbidden(text) => Some(forbidden(text)),
@@ -93,7 +93,7 @@ impl Watch {
         }
     }
 
-    /// Waits until the connection is good for nothing any more, and says why.
+    /// Waits until the connection is no longer usable, and returns why.
     pub(super) async fn failed(&mut self) -> Reason {
         match self.0.wait_for(|state| *state != LinkState::Up).await.as_deref() {
             Ok(LinkState::Forbidden(text)) => forbidden(text),
@@ -123,14 +123,14 @@ async fn connect(
         async {}
     });
     let client = options.connect([server, NOWHERE.to_owned()].as_slice()).await?;
-    // The limit on acknowledgements is that of the batch, which began before any of them.
+    // Acknowledgements are limited by the batch's deadline, which starts before any of them.
     let context = ContextBuilder::new();
     let context = context.timeout(nats.patience).max_ack_inflight(1 << 16).build(client);
     Ok(Link { nats: nats.clone(), context, watch: Watch(state), is_doubted: false })
 }
 
-/// Sends the client to its server the first time, and then nowhere. It cannot be told never to
-/// reconnect (a limit of 0 is none), but it gives up for good after one attempt that fails.
+/// Sends the client to its server the first time, and then nowhere. It cannot be told never to reconnect
+/// (a limit of 0 means no limit), but it gives up permanently after one failed attempt.
 fn only_once(pool: &[Server]) -> Option<ReconnectToServer> {
     let was_connected = pool.iter().any(|server| server.did_connect);
     let chosen = pool.get(usize::from(was_connected))?;
@@ -192,7 +192,7 @@ fn unreachable(config: &Config, error: &str) -> String {
     )
 }
 
-/// Whether other servers, which have the same users, would say the same.
+/// Whether other servers, which have the same users, would answer the same.
 fn is_refusal(error: &ConnectError) -> bool {
     matches!(
         error.kind(),

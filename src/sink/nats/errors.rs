@@ -1,4 +1,4 @@
-//! What became of an event: what JetStream says, and what its client says in its stead.
+//! The outcome of an event: the answer of JetStream, or of its client on JetStream's behalf.
 
 use std::error::Error as _;
 
@@ -9,16 +9,16 @@ use tokio::time::{Instant, timeout_at};
 use super::connection::{Watch, lost};
 use crate::verdict::{Kind, Reason, Verdict};
 
-/// Waits for one acknowledgement, not past the deadline, and not on a connection that is lost.
+/// Waits for one acknowledgement, but not past the deadline, and not on a lost connection.
 pub(super) async fn confirmed(
     ack: PublishAckFuture,
     watch: &mut Watch,
     deadline: Instant,
 ) -> Verdict {
     tokio::select! {
-        biased; // an acknowledgement that is there counts, whatever happened since
+        biased; // an acknowledgement that has arrived counts, whatever happened since
         ack = timeout_at(deadline, ack) => match ack {
-            // A duplicate is in the stream already: that is what delivered means.
+            // A duplicate is already in the stream, so it counts as delivered.
             Ok(Ok(_)) => Verdict::Delivered,
             Ok(Err(error)) => judge(&error),
             Err(_) => Verdict::Away(not_in_time()),
@@ -34,7 +34,7 @@ pub(super) fn not_in_time() -> Reason {
     )
 }
 
-/// What the server, or the client in its stead, says of one publish.
+/// What the server, or the client on its behalf, says about one publish.
 pub(super) fn judge(error: &PublishError) -> Verdict {
     match error.kind() {
         PublishErrorKind::StreamNotFound => Verdict::Away(Reason::new(
@@ -63,7 +63,7 @@ pub(super) fn judge(error: &PublishError) -> Verdict {
     }
 }
 
-/// What JetStream says of one publish that it did not take.
+/// What JetStream says about a publish that it did not accept.
 fn judge_refusal(code: ErrorCode, text: &str) -> Verdict {
     let reason = |kind, hint: &str| Reason::new(kind, format!("{text}: {hint}"));
     match code {

@@ -1,5 +1,5 @@
-//! The JetStream stream: created when it is missing and may be, else looked at. What makes delivery
-//! impossible is an error; what weakens it is a doubt, which is said and lived with.
+//! The JetStream stream: created if it is missing and that is allowed, otherwise checked. What makes
+//! delivery impossible is an error; what weakens it is a doubt, which is only reported.
 
 use std::time::Duration;
 
@@ -13,10 +13,10 @@ use super::Config;
 use crate::time::Timestamp;
 use crate::verdict::{Kind, Reason};
 
-/// Clocks that differ by more are worth a word: times of events would look wrong to consumers.
+/// A larger clock difference is reported: event times would look wrong to consumers.
 const MAX_SKEW: Duration = Duration::from_secs(2);
 
-/// Has the stream there.
+/// Makes sure that the stream exists.
 pub(super) async fn check(
     context: &Context,
     config: &Config,
@@ -28,7 +28,7 @@ pub(super) async fn check(
             true if steps.is_look() => {
                 let text =
                     format!("{} is missing: the bridge creates it at its start", config.stream);
-                steps.doubtful("stream", text); // whether it may cannot be known without doing it
+                steps.doubtful("stream", text); // whether it may cannot be known without trying
                 Ok(())
             }
             true => create(context, config).await,
@@ -52,7 +52,8 @@ pub(super) async fn check(
     Ok(())
 }
 
-/// The server's clock beside ours, if it tells: from 2.10 on it stamps its answers.
+/// Compares the server's clock with ours, if it reports the time: from 2.10 on, its answers carry a
+/// timestamp.
 async fn compare_clocks(context: &Context, config: &Config, steps: &mut Steps) {
     let request = format!("STREAM.INFO.{}", config.stream);
     let asked = Timestamp::now();
@@ -168,7 +169,7 @@ async fn create(context: &Context, config: &Config) -> Result<(), Reason> {
     }
 }
 
-/// What weakens a stream that was found; an error if it cannot carry the events.
+/// What weakens an existing stream; an error if it cannot carry the events.
 fn doubts(found: &stream::Config, config: &Config) -> Result<Vec<String>, Reason> {
     let pattern = config.subject.pattern();
     let name = &config.stream;
@@ -228,7 +229,7 @@ fn doubts(found: &stream::Config, config: &Config) -> Result<Vec<String>, Reason
     Ok(doubts)
 }
 
-/// Whether a stream's subject takes all that fits a pattern.
+/// Whether a stream's subject covers everything that matches a pattern.
 fn covers(filter: &str, pattern: &str) -> bool {
     let mut words = pattern.split('.');
     for token in filter.split('.') {

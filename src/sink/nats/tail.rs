@@ -1,4 +1,4 @@
-//! `tail`: what comes out of the stream.
+//! `tail`: reads from the stream.
 
 use anyhow::{Context as _, anyhow};
 use async_nats::HeaderMap;
@@ -13,7 +13,7 @@ use super::connection::{self, Link};
 use super::{Config, Nats, PREFIX};
 use crate::message::{Encoding, reassemble};
 
-/// Reads the stream through a consumer of its own, which the server forgets afterwards.
+/// Reads the stream through its own consumer, which the server removes afterwards.
 pub(in super::super) async fn tail(
     config: &Config,
     terms: &Terms,
@@ -50,7 +50,7 @@ pub(in super::super) async fn tail(
     }
 }
 
-/// The whole CloudEvent, whichever way it came.
+/// The whole CloudEvent, in whichever mode it arrived.
 fn line(headers: Option<&HeaderMap>, payload: &str) -> String {
     let header = |name: &str| headers.and_then(|headers| headers.get(name)).map(|v| v.as_str());
     let is_binary = header("ce-specversion").is_some()

@@ -1,9 +1,9 @@
-//! Publishing a batch, and what became of it.
+//! Publishing a batch, and its outcome.
 //!
-//! The broker returns a message that no queue takes, and then confirms it all the same. lapin hands a
-//! returned message to whichever confirm comes next, which need not be its own. So nothing is judged
-//! before all confirms are there: by then each returned message has come with one of them, and says by
-//! its id which event it is.
+//! The broker returns a message that no queue accepts, and then confirms it nevertheless. lapin attaches
+//! a returned message to whichever confirm comes next, which need not be its own. So nothing is judged
+//! before all confirms are there: by then each returned message has come with one of them, and its id
+//! says which event it is.
 
 use std::collections::HashMap;
 use std::future::poll_fn;
@@ -21,10 +21,10 @@ use super::errors;
 use super::message::Message;
 use crate::verdict::{Kind, Reason, Verdict};
 
-/// What came back of a batch.
+/// The answers to a batch.
 pub(super) struct Published {
     sent: Vec<Sent>,
-    /// Why there is no answer where there is none.
+    /// The reason for messages without an answer.
     cut_off: Reason,
 }
 
@@ -35,8 +35,8 @@ struct Sent {
 }
 
 impl Link {
-    /// Sends all messages, then waits for their confirms, but no longer than `relay.confirm_timeout`, and
-    /// hardly for those that a blocked connection owes.
+    /// Sends all messages, then waits for their confirms, up to `relay.confirm_timeout`, but only briefly
+    /// once the connection is blocked.
     pub(super) async fn send(&mut self, messages: Vec<Message<'_>>) -> Published {
         let Link { channel, alarm, rabbitmq, .. } = self;
         let patience = rabbitmq.patience;
@@ -52,7 +52,7 @@ impl Link {
                 channel.basic_publish(exchange, routing_key, options, body, properties).await?.await
             }));
         }
-        // The first look at each sends it; so all are on their way before the first is waited for.
+        // The first poll of each sends it, so all are in flight before the first is awaited.
         look_at_all(&mut publishes, &mut sent).await;
         let answers = async {
             for (publish, sent) in publishes.iter_mut().zip(&mut sent) {
@@ -79,7 +79,7 @@ impl Link {
     }
 }
 
-/// Takes the answers that are there, without waiting for one.
+/// Collects the answers that have arrived, without waiting.
 async fn look_at_all<F>(publishes: &mut [Pin<Box<F>>], sent: &mut [Sent])
 where
     F: Future<Output = Result<Confirmation, Error>>,
@@ -98,7 +98,7 @@ where
 }
 
 impl Published {
-    /// Whether each message is confirmed, in one way or another.
+    /// Whether each message got an ack or a nack.
     pub(super) fn is_whole(&self) -> bool {
         let is_confirmed = |sent: &Sent| {
             matches!(sent.answer, Some(Ok(Confirmation::Ack(_) | Confirmation::Nack(_))))
@@ -106,15 +106,16 @@ impl Published {
         self.sent.iter().all(is_confirmed)
     }
 
-    /// Whether something came back for each message, be it an error.
+    /// Whether each message got some answer, even if it is an error.
     pub(super) fn has_answers(&self) -> bool {
         self.sent.iter().all(|sent| sent.answer.is_some())
     }
 
     pub(super) fn judge(&self, exchange: &str) -> Vec<Verdict> {
         let returned = self.returned();
-        // Of a batch cut short, an acked message may be one whose return still lies in the library,
-        // waiting for a confirm to go with. There is none if none came with any confirm.
+        // If a batch was cut short, an acked message may have been returned, with its return still in the
+        // library, waiting for a confirm to be attached to. If no confirm came with a return, there is
+        // none.
         let are_acks_true = self.is_whole() || returned.is_empty();
         let failure = self.failure();
         let judge = |sent: &Sent| match (returned.get(&*sent.id), &sent.answer) {
@@ -140,8 +141,8 @@ impl Published {
         by_id.collect()
     }
 
-    /// Why some are not confirmed. One error fails all that is in flight, in several ways; what the
-    /// broker itself said tells most.
+    /// Why some messages are not confirmed. One error fails everything in flight, in several ways; the
+    /// broker's own message is the most useful.
     fn failure(&self) -> Reason {
         let errors = || self.sent.iter().filter_map(|sent| sent.answer.as_ref()?.as_ref().err());
         let is_answer = |error: &&Error| matches!(error.kind(), ErrorKind::ProtocolError(_));
@@ -149,7 +150,8 @@ impl Published {
         error.map_or_else(|| self.cut_off.clone(), errors::sort)
     }
 
-    /// One message that is too large closes the channel for all; it says how large one may be, as a rule.
+    /// One message that is too large closes the channel for all. The error usually says how large one may
+    /// be.
     fn judge_by_size(&self, sent: &Sent, failure: &Reason) -> Verdict {
         let limit = errors::size_limit(&failure.text);
         if self.sent.len() == 1 || limit.is_some_and(|limit| sent.bytes > limit) {
@@ -168,7 +170,7 @@ fn unroutable(returned: &BasicReturnMessage, exchange: &str) -> Reason {
     Reason::new(Kind::Unroutable, text)
 }
 
-/// What is full for one event is full for the next, so it keeps its place in the line.
+/// What is full for one event is full for the next, so the event keeps its place in the queue.
 fn rejected() -> Reason {
     let text = "RabbitMQ did not take an event (basic.nack): a queue bound to the exchange is full, or \
                 cannot write; make room there, or raise its limit";

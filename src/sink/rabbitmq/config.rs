@@ -9,7 +9,7 @@ use crate::routing::Template;
 
 #[derive(Debug, Clone)]
 pub(crate) struct Config {
-    /// May hold a username and a password; those beside it go before.
+    /// May hold a username and a password; the separate keys take precedence.
     pub(crate) url: Url,
     pub(crate) username: Option<Credential>,
     pub(crate) password: Option<Credential>,
@@ -17,16 +17,16 @@ pub(crate) struct Config {
     pub(crate) exchange: String,
     pub(crate) routing_key: Template,
     pub(crate) declare: Declare,
-    /// Of a quorum queue that gets everything.
+    /// A quorum queue that gets everything.
     pub(crate) queue: Option<String>,
 }
 
-/// What the bridge does about exchange and queue.
+/// What the bridge does about the exchange and the queue.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Declare {
     /// Nothing: a missing exchange shows when an event is published.
     None,
-    /// Looks whether they are there.
+    /// Checks whether they exist.
     Passive,
     /// Creates what is missing.
     Active,
@@ -64,7 +64,7 @@ impl Config {
     }
 }
 
-/// AMQP's short text.
+/// AMQP's short string.
 fn short(text: &str) -> Result<String, String> {
     if text.len() > 255 {
         return Err(format!("is {} bytes long, at most 255 are possible", text.len()));

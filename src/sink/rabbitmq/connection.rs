@@ -1,6 +1,6 @@
-//! A connection to RabbitMQ: where it goes, who asks, how it is protected, and whether the broker has
-//! blocked it. Credentials and PEM files are read anew for each connection, so they can be changed
-//! under a running bridge.
+//! A connection to RabbitMQ: its address, credentials and TLS, and whether the broker has blocked it.
+//! Credentials and PEM files are read again for each connection, so they can be changed while the bridge
+//! is running.
 
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::AsFd as _;
@@ -21,18 +21,18 @@ use super::super::access::ClientTls;
 use super::{Config, Rabbitmq, errors};
 use crate::verdict::{Kind, Reason};
 
-/// Seconds between heartbeats, unless the URL has `?heartbeat=`. After two silent ones lapin counts
-/// the broker as gone: nothing else shows that it is frozen while there is nothing to deliver.
+/// Seconds between heartbeats, unless the URL has `?heartbeat=`. After two missed ones lapin considers
+/// the broker gone: while there is nothing to deliver, nothing else shows that it is frozen.
 const HEARTBEAT: u16 = 5;
 
-/// How long to say goodbye.
+/// How long closing may take.
 const GOODBYE: Duration = Duration::from_secs(1);
 
-/// How long a batch in flight waits after the broker has blocked the connection: what it had read by
-/// then is still confirmed, and need not be sent twice.
+/// How long a batch in flight waits after the broker has blocked the connection: what it had read by then
+/// is still confirmed, and need not be sent twice.
 const AFTER_BLOCKED: Duration = Duration::from_secs(1);
 
-/// `rabbitmq.url`, taken apart.
+/// `rabbitmq.url`, parsed.
 #[derive(Clone)]
 pub(super) struct Address {
     pub(super) uri: AMQPUri,
@@ -44,7 +44,7 @@ impl Address {
         if uri.vhost.is_empty() {
             uri.vhost = "/".into();
         }
-        // lapin takes an IPv6 address for none.
+        // lapin does not recognise an IPv6 address in brackets.
         let host = config.url.host_str().unwrap_or_default();
         uri.authority.host = host.trim_start_matches('[').trim_end_matches(']').into();
         uri.query.heartbeat.get_or_insert(HEARTBEAT);
@@ -73,10 +73,10 @@ impl Address {
     }
 }
 
-/// An open connection, and the channel that is published on.
+/// An open connection, and its channel for publishing.
 pub(crate) struct Link {
     pub(super) rabbitmq: Rabbitmq,
-    /// In confirm mode. There is none at first, and none after confirms were left open on it.
+    /// In confirm mode. `None` at first, and after confirms were left open on it.
     pub(super) channel: Option<Channel>,
     pub(super) alarm: Alarm,
     pub(super) connection: Connection,
@@ -113,7 +113,7 @@ impl Link {
         self.connection.configuration().frame_max() as usize
     }
 
-    /// For the sake of the broker's log: whether it listens does not matter.
+    /// For the broker's log: whether the broker listens does not matter.
     pub(super) async fn say_goodbye(&self) {
         let _ = timeout(GOODBYE, self.connection.close(200, "OK".into())).await;
     }
@@ -128,12 +128,12 @@ pub(super) async fn open_channel(connection: &Connection) -> Result<Channel, Rea
     opening.await.map_err(|error: lapin::Error| errors::sort(&error))
 }
 
-/// Whether the broker has blocked the connection, as it does to publishers when its memory or disk runs
-/// low: it reads no more from them, and so confirms nothing.
+/// Whether the broker has blocked the connection, as it does with publishers when its memory or disk runs
+/// low: it stops reading from them, and so confirms nothing.
 pub(super) struct Alarm {
     status: ConnectionStatus,
     events: Pin<Box<dyn Stream<Item = Event> + Send + Sync>>,
-    /// What the broker said.
+    /// The broker's explanation.
     cause: String,
 }
 
@@ -158,7 +158,7 @@ impl Alarm {
         })
     }
 
-    /// Ends once the connection has been blocked for a moment.
+    /// Completes once the connection has been blocked for a moment.
     pub(super) async fn has_lasted(&mut self) {
         loop {
             if self.status.blocked() {
@@ -181,9 +181,9 @@ impl Alarm {
     }
 }
 
-/// A second handle to the socket, which it shuts down when it goes. lapin serves a connection on a
-/// thread of its own and gives neither up before the broker has said something, which a frozen one
-/// never does: without this each attempt would leave a thread and a socket behind.
+/// A second handle to the socket, which it shuts down when dropped. lapin serves a connection on its own
+/// thread and releases neither before the broker has answered, which a frozen broker never does: without
+/// this, each attempt would leak a thread and a socket.
 #[derive(Default)]
 struct SocketGuard {
     socket: OnceLock<TcpStream>,
@@ -192,12 +192,12 @@ struct SocketGuard {
 impl Drop for SocketGuard {
     fn drop(&mut self) {
         if let Some(socket) = self.socket.get() {
-            let _ = socket.shutdown(Shutdown::Both); // fails if the other side was faster
+            let _ = socket.shutdown(Shutdown::Both); // fails if the other side closed first
         }
     }
 }
 
-/// What is read from files: an error is one of theirs.
+/// Reads the files that a connection needs: an error concerns one of them.
 pub(super) fn prepare(rabbitmq: &Rabbitmq) -> Result<(AMQPUri, OwnedTLSConfig), Reason> {
     let Rabbitmq { config, address, .. } = rabbitmq;
     Ok((address.with_credentials(config)?, read_tls(&config.tls)?))
@@ -215,7 +215,7 @@ async fn connect(
         .with_client_property("version".into(), version.into());
     let guard = Arc::downgrade(guard);
     let runtime = lapin::runtime::default_runtime()?;
-    // What lapin does itself, but for the guard.
+    // What lapin does itself, plus the guard.
     Connection::connector(
         uri,
         runtime,
@@ -226,7 +226,7 @@ async fn connect(
             let stream = AsyncTcpStream::connect(&runtime, addresses).await?;
             if let AsyncTcpStream::Plain(stream) = &stream {
                 let socket = stream.get_ref().as_fd().try_clone_to_owned()?;
-                // Without a guard nobody waits for the connection any more.
+                // Without a guard nobody is waiting for the connection any more.
                 let guard =
                     guard.upgrade().ok_or_else(|| io::Error::from(io::ErrorKind::TimedOut))?;
                 let _ = guard.socket.set(socket.into());

@@ -1,4 +1,4 @@
-//! What lapin's errors and RabbitMQ's reply codes mean for delivery, and what an operator does about
+//! What lapin's errors and RabbitMQ's reply codes mean for delivery, and what an operator can do about
 //! them.
 
 use std::io;
@@ -37,7 +37,7 @@ pub(super) fn sort(error: &Error) -> Reason {
     Reason::new(kind, text)
 }
 
-/// An error before there is a connection; `address` is where to.
+/// An error before there is a connection; `address` is the target.
 pub(super) fn sort_at_connecting(error: &Error, address: &str) -> Reason {
     let Reason { kind, text } = match error.kind() {
         ErrorKind::IOError(error) => {
@@ -49,7 +49,7 @@ pub(super) fn sort_at_connecting(error: &Error, address: &str) -> Reason {
     Reason::new(kind, format!("cannot connect to {address}: {text}"))
 }
 
-/// Nothing came back at all.
+/// The broker did not answer at all.
 pub(super) fn silent(patience: Duration) -> Reason {
     let text = format!("RabbitMQ has not answered within {patience:?}: it hangs or is overloaded");
     Reason::new(Kind::Unreachable, text)
@@ -84,15 +84,15 @@ fn answer(code: u16, says: &str) -> (Kind, String) {
     (kind, format!("RabbitMQ says {says}: {advice}"))
 }
 
-/// The largest message that the broker takes, of what it says of one that was larger: "message size
-/// 9000000 is larger than configured max size 8000000".
+/// The broker's maximum message size, taken from its error about a larger one: "message size 9000000 is
+/// larger than configured max size 8000000".
 pub(super) fn size_limit(text: &str) -> Option<usize> {
     let (_, after) = text.split_once("max size ")?;
     let digits = after.split(|char: char| !char.is_ascii_digit()).next()?;
     digits.parse().ok()
 }
 
-/// What an error of the network or of TLS means, and what to look at if it comes at connecting.
+/// What a network or TLS error means, and what to check if it happens while connecting.
 fn io_error(error: &io::Error) -> (Kind, &'static str) {
     use io::ErrorKind::{ConnectionAborted, ConnectionReset};
     let text = error.to_string();

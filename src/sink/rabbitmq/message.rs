@@ -9,16 +9,16 @@ use super::super::outgoing::Outgoing;
 use crate::routing::Template;
 use crate::verdict::{Kind, Reason};
 
-/// The most bytes that AMQP's short text holds: routing keys, and all properties but headers.
+/// The most bytes in an AMQP short string: routing keys, and all properties but headers.
 pub(super) const SHORT: usize = 255;
 
-/// Survives a restart of the broker.
+/// Survives a broker restart.
 const PERSISTENT: u8 = 2;
 
-/// Of the attributes' names in binary mode.
+/// The prefix of attribute names in binary mode.
 pub(super) const PREFIX: &str = "cloudEvents_";
 
-/// Room for the properties, and for a header's name, beside the headers' values.
+/// Room for the properties and for a header's name, in addition to the headers' values.
 const PROPERTIES_BYTES: usize = 2048;
 
 pub(super) struct Message<'a> {
@@ -29,8 +29,7 @@ pub(super) struct Message<'a> {
 }
 
 impl<'a> Message<'a> {
-    /// `frame_max` is how long a frame may be at most: all headers travel in one. An error is one for
-    /// good.
+    /// `frame_max` is the maximum size of a frame: all headers travel in one. An error is permanent.
     pub(super) fn new(
         outgoing: Outgoing<'a>,
         routing_key: &Template,

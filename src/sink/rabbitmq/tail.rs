@@ -1,7 +1,7 @@
-//! `tail`: a queue of its own, bound to all of the exchange, that goes when the connection does.
+//! `tail`: its own queue, bound to everything in the exchange, that is deleted when the connection closes.
 //!
-//! While it is there no event is unroutable, so where nobody else has bound a queue the events seen
-//! here are delivered, and gone.
+//! While that queue exists no event is unroutable, so if nobody else has bound a queue, the events seen
+//! here count as delivered, and are gone.
 
 use std::collections::HashSet;
 
@@ -25,16 +25,16 @@ use super::{Config, Rabbitmq};
 use crate::message::reassemble;
 use crate::verdict::Reason;
 
-/// Events on their way to a reader that has not caught up.
+/// Events in flight to a reader that has not caught up.
 const PREFETCH: u16 = 256;
 
-/// Events kept by the broker for a reader that has stopped reading; then the oldest are dropped, so
-/// that looking on never fills the broker.
+/// Events that the broker keeps for a reader that has stopped reading; then the oldest are dropped, so
+/// that watching never fills the broker.
 const MOST_WAITING: i32 = 100_000;
 
-/// With `from_start`, first shows what waits in the configured queue, and gives it back. Each such look
-/// counts as a delivery where the queue has a delivery limit (quorum queues, 20 from RabbitMQ 4.0 on):
-/// past it the broker drops the event, or dead-letters it.
+/// With `from_start`, first shows what is waiting in the configured queue, and returns it. Each such look
+/// counts as a delivery if the queue has a delivery limit (quorum queues: 20 from RabbitMQ 4.0 on): past
+/// it the broker drops or dead-letters the event.
 pub(in crate::sink) async fn tail(
     config: &Config,
     terms: &Terms,
@@ -67,7 +67,7 @@ async fn show(
     lines: &mpsc::Sender<String>,
 ) -> anyhow::Result<()> {
     let channel = connection.create_channel().await?;
-    // Bound before the past is looked at, so that nothing is missed in between.
+    // Bound before the past is shown, so that nothing is missed in between.
     let own = bind_own(&channel, exchange)
         .await
         .with_context(|| format!("cannot bind a queue to the exchange {exchange:?}"))?;
@@ -106,8 +106,8 @@ async fn bind_own(channel: &Channel, exchange: &str) -> Result<ShortString, lapi
     Ok(own)
 }
 
-/// Shows what waits in `queue` now, and returns the ids. What a closing channel has not acknowledged
-/// goes back to its place in the queue.
+/// Shows what is waiting in `queue` now, and returns the ids. When the channel closes, unacknowledged
+/// events go back to their places in the queue.
 async fn show_past(
     connection: &Connection,
     queue: &str,
@@ -143,7 +143,7 @@ fn line(delivery: &Delivery) -> Option<String> {
     let properties = &delivery.properties;
     let content_type = properties.content_type().as_ref().map_or("", ShortString::as_str);
     if content_type.starts_with("application/cloudevents+json") {
-        // JSON has line breaks between its words only.
+        // In JSON, line breaks only occur between tokens.
         return Some(body.replace(['\r', '\n'], " "));
     }
     let headers = properties.headers().as_ref()?.inner();

@@ -1,5 +1,5 @@
-//! Exchange and queue: created, looked at, or left alone, as `rabbitmq.declare` says. A declaration
-//! that fails closes its channel, so each has one to throw away.
+//! Exchange and queue: created, checked, or left alone, as `rabbitmq.declare` says. A failed declaration
+//! closes its channel, so each one gets its own.
 
 use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
@@ -22,14 +22,14 @@ pub(super) enum Entity<'a> {
     Queue(&'a str),
 }
 
-/// How full a queue is; of an exchange nothing.
+/// How full a queue is; empty for an exchange.
 #[derive(Default)]
 pub(super) struct Counts {
     pub(super) events: u32,
     consumers: u32,
 }
 
-/// Whether exchange and queue are as they should be; creates what is missing where it may.
+/// Whether exchange and queue are as they should be; creates what is missing, if allowed.
 pub(super) async fn check(link: &Link, steps: &mut Steps) -> Result<(), Failed> {
     let config = &link.rabbitmq.config;
     let exchange = check_entity(link, Entity::Exchange(&config.exchange), steps).await;
@@ -60,7 +60,8 @@ async fn check_entity(link: &Link, entity: Entity<'_>, steps: &mut Steps) -> Res
             };
         }
         match config.declare {
-            // What is there is not changed by declaring it once more, and only that tells how it is.
+            // Declaring an existing entity again does not change it, and is the only way to check its
+            // properties.
             Declare::Active => entity.declare(connection).await?,
             Declare::Passive if !steps.is_look() => counts = entity.look(connection).await?,
             Declare::Passive | Declare::None => {}
@@ -118,7 +119,7 @@ impl<'a> Entity<'a> {
         self.ask(connection, false).await.map(drop)
     }
 
-    /// Whether there is one of that name, however it is.
+    /// Whether one of that name exists, whatever its properties.
     pub(super) async fn look(self, connection: &Connection) -> Result<Counts, Error> {
         self.ask(connection, true).await
     }
@@ -155,7 +156,7 @@ async fn bind(connection: &Connection, queue: &str, exchange: &str) -> Result<()
     channel.close(200, "OK".into()).await
 }
 
-/// The broker's reply code, where the error is one of its answers.
+/// The broker's reply code, if the error is an answer from the broker.
 fn code(error: &Error) -> Option<u16> {
     match error.kind() {
         ErrorKind::ProtocolError(error) => Some(error.get_id()),
@@ -163,7 +164,7 @@ fn code(error: &Error) -> Option<u16> {
     }
 }
 
-/// Why a declaration failed, and what mends it.
+/// Why a declaration failed, and how to fix it.
 fn explain(error: &Error, entity: Entity, vhost: &str) -> Reason {
     let says = match error.kind() {
         ErrorKind::ProtocolError(error) => error.get_message().as_str(),
