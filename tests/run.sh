@@ -1,17 +1,21 @@
 #!/usr/bin/env bash
 # Runs every test: unit and property tests, and the real program over real sockets, files and signals, against
-# real Kafka, RabbitMQ and NATS brokers, which it starts on free loopback ports and stops at the end.
+# real Kafka, RabbitMQ and NATS brokers, which the tests start on free loopback ports and which end with them.
 # Arguments go to cargo test, as in: tests/run.sh --test it -- crash
+# Once it has installed what is missing, `cargo test --test it -- --include-ignored NAME` does as well.
 #
 # A broker is taken where its address is given (BRIDGE_TEST_KAFKA=host:port, BRIDGE_TEST_RABBITMQ=
-# amqp://…, BRIDGE_TEST_NATS=nats://…), else from Docker Compose where a Docker engine runs, else from
-# packages; tests/brokers/control tells more, also how to keep brokers running between runs.
+# amqp://…, BRIDGE_TEST_NATS=nats://…), else from Docker Compose where a Docker engine runs, else from what
+# tests/brokers/install has installed. For one that is given:
+#   BRIDGE_TEST_CONTROL=COMMAND     takes `kafka stop`, `kill`, `start`, `pause` or `resume`, `rabbitmq ctl …`
+#   BRIDGE_TEST_KAFKA_TLS, _KAFKA_MTLS, _KAFKA_SASL, _RABBITMQ_TLS, _NATS_TLS, _NATS_MTLS   addresses with TLS
+#   BRIDGE_TEST_CERTS=FOLDER        ca.pem, client.pem, client.key and more: see tests/servers/certificates.rs
 # BRIDGE_TEST_WITHOUT="kafka rabbitmq" leaves out the brokers it names: their tests report themselves
-# as skipped.
+# as skipped. BRIDGE_TEST_PYTHON is a Python that has the clients of tests/brokers/requirements.txt.
 #
 # Needs cargo. What else is missing Debian's apt-get is asked for: a C and a C++ compiler, make and perl to
-# build librdkafka and OpenSSL, openssl for certificates, python3 for the brokers' control, sqlite3 for damaged
-# outboxes. Needs root, for some tests mount a small tmpfs to fill it.
+# build librdkafka and OpenSSL, python3 for the brokers' other clients, sqlite3 for damaged outboxes, and what
+# the brokers need. Needs root, for some tests mount a small tmpfs to fill it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -20,21 +24,6 @@ command -v cargo >/dev/null || {
     exit 1
 }
 
-missing=()
-command -v cc >/dev/null || missing+=(gcc libc6-dev)
-command -v c++ >/dev/null || missing+=(g++)
-command -v make >/dev/null || missing+=(make)
-perl -MFindBin -MIPC::Cmd -e1 2>/dev/null || missing+=(perl) # Debian's perl-base is not enough for OpenSSL
-command -v openssl >/dev/null || missing+=(openssl)
-command -v sqlite3 >/dev/null || missing+=(sqlite3)
-python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3 python3-venv)
-if [ "${#missing[@]}" -gt 0 ]; then
-    echo "tests/run.sh: installing ${missing[*]}" >&2
-    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "${missing[@]}"; } >&2 || {
-        echo "tests/run.sh: cannot install ${missing[*]} (it takes root and apt-get): install them yourself" >&2
-        exit 1
-    }
-fi
 [ "$(id -u)" = 0 ] || echo "tests/run.sh: not root, so the tests of a full disk will fail" >&2
 
 # The tests that need brokers are marked as ignored; libtest must be told to run them, after cargo's own `--`.
@@ -49,16 +38,7 @@ done
 
 [ -z "${BRIDGE_TEST_WITHOUT:-}" ] ||
     echo "tests/run.sh: WITHOUT ${BRIDGE_TEST_WITHOUT}: what needs it is NOT tested" >&2
-brokers=$(mktemp -d "${TMPDIR:-/tmp}/topic-bridge-brokers.XXXXXX")
-finish() {
-    [ ! -e "$brokers/state.json" ] || tests/brokers/control down "$brokers" >/dev/null
-    rm -rf "$brokers"
-}
-trap finish EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM
-exports=$(tests/brokers/control up "$brokers")
-eval "$exports"
+tests/brokers/install
 
 cargo test --locked "$@" ${include:+$separator $include} || {
     status=$?

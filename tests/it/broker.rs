@@ -45,14 +45,14 @@ pub(crate) fn alone(kind: Kind) -> Option<Alone> {
 
 impl Alone {
     pub(crate) fn tell(&self, verb: Verb) {
-        self.target.broker.tell(verb).unwrap();
+        self.target.broker.tell(self.target.kind.name(), verb).unwrap();
     }
 }
 
 impl Drop for Alone {
     fn drop(&mut self) {
         for verb in [Verb::Resume, Verb::Start] {
-            let _ = self.target.broker.tell(verb);
+            let _ = self.target.broker.tell(self.target.kind.name(), verb);
         }
     }
 }

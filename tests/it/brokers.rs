@@ -333,7 +333,7 @@ mod checks {
 
     pub(super) fn callbacks_go_on_while_the_broker_is_frozen(kind: Kind) {
         let Some(broker) = broker::alone(kind) else { return };
-        outage(&broker, Verb::Freeze, Verb::Resume);
+        outage(&broker, Verb::Pause, Verb::Resume);
     }
 
     pub(super) fn callbacks_go_on_while_the_broker_is_killed_and_started_again(kind: Kind) {
@@ -394,7 +394,7 @@ mod checks {
         prepare_for_a_kill(&broker, &bridge);
         let mut topics = call_many(&bridge, "before", 5);
         is_delivered(&bridge);
-        broker.tell(Verb::Freeze);
+        broker.tell(Verb::Pause);
         topics.extend(call_many(&bridge, "unconfirmed", 20));
         // For the first of them to be handed over, which nothing tells. Later would be no failure, but
         // would show less.

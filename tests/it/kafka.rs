@@ -44,17 +44,17 @@ fn an_event_too_large_is_a_dead_letter_and_the_line_moves_on() {
 #[ignore = "needs brokers: run tests/run.sh"]
 fn too_few_replicas_in_sync_are_waited_for() {
     let Some(broker) = broker::alone(Kind::Kafka) else { return };
-    if !broker.target.broker.has_second() {
+    if !broker.target.broker.has("kafka-2") {
         eprintln!("SKIPPED: there is no second Kafka here");
         return;
     }
-    broker.target.broker.tell_second(Verb::Start).unwrap();
+    broker.target.broker.tell("kafka-2", Verb::Start).unwrap();
     broker.target.make(&json!({"replicas": 2, "min.insync.replicas": "2"}));
     let bridge = start(&broker.target, &[]);
     becomes(&bridge, "ready");
     let mut topics = call_many(&bridge, "replicated", 10);
     is_delivered(&bridge);
-    broker.target.broker.tell_second(Verb::Stop).unwrap();
+    broker.target.broker.tell("kafka-2", Verb::Stop).unwrap();
     topics.extend(call_many(&bridge, "waiting", 10));
     becomes(&bridge, "degraded");
     eventually("it says why", || bridge.log().contains("\"kind\":\"blocked\"").then_some(()));

@@ -14,7 +14,6 @@ mod outbox_file;
 mod preload;
 mod proxy;
 #[path = "../servers/mod.rs"]
-#[expect(dead_code, reason = "some of it is for the benchmark only")]
 mod servers;
 
 mod broker_tls;
@@ -37,6 +36,7 @@ mod power_cut;
 mod rabbitmq;
 mod reader;
 mod recovery;
+mod servers_end;
 mod stop;
 mod stream;
 mod taken_away;

@@ -14,7 +14,6 @@ pub(super) fn free() -> u16 {
     let top: u16 = lowest.unwrap_or(32768);
     let mut given = GIVEN.lock().unwrap_or_else(PoisonError::into_inner);
     let is_free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();
-    let ports = std::iter::repeat_with(|| fastrand::u16(10_000.min(top / 2)..top)).take(500);
-    let mut free = ports.filter(|port| is_free(*port) && given.insert(*port));
-    free.next().expect("one of 500 ports of 127.0.0.1 is free")
+    let mut ports = std::iter::repeat_with(|| fastrand::u16(10_000.min(top / 2)..top)).take(500);
+    ports.find(|port| is_free(*port) && given.insert(*port)).expect("one port of 500 is free")
 }
