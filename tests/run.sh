@@ -15,7 +15,8 @@
 #
 # Needs cargo. Anything else that is missing is installed with Debian's apt-get: a C and a C++ compiler, make and
 # perl to build librdkafka and OpenSSL, python3 for the brokers' other clients, sqlite3 for damaged outboxes, and
-# what the brokers need. Needs root, because some tests mount a small tmpfs and fill it.
+# what the brokers need. Needs root, because some tests mount a small tmpfs and fill it: without root these fail,
+# and what tests/brokers/install names has to be there already.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -6,7 +6,7 @@
 //! to try, so nothing here retries or waits between attempts. Every wait has a deadline,
 //! `relay.confirm_timeout`, after which the sink counts as away.
 //!
-//! A new sink is a file next to this one, a [`Broker`] with its session, and one line in each match below.
+//! A new sink is a folder next to this file, a [`Broker`] with its session, and one line in each match below.
 
 mod access;
 mod embedded;
