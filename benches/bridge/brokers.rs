@@ -215,16 +215,11 @@ pub(crate) async fn build(bench: &Bench) -> anyhow::Result<Vec<Row>> {
     for (name, kinds) in builds {
         let features: Vec<&str> = kinds.iter().map(|kind| kind.name()).collect();
         let mut command = Command::new(env!("CARGO"));
-        command.args([
-            "build",
-            "--release",
-            "--locked",
-            "--bin=topic-bridge",
-            "--no-default-features",
-        ]);
-        command.arg("--features").arg(features.join(",")).arg("--target-dir").arg(&target);
+        command.args(["build", "--profile=dist", "--locked", "--no-default-features"]);
+        command.args(["--bin=topic-bridge", "--features", &features.join(","), "--target-dir"]);
+        command.arg(&target);
         run(&mut command).await?;
-        let program = target.join("release/topic-bridge");
+        let program = target.join("dist/topic-bridge");
         let stripped = target.join("stripped");
         run(Command::new("strip").arg("-o").args([&stripped, &program])).await?;
         let mib = |path| anyhow::Ok(std::fs::metadata(path)?.len() as f64 / f64::from(1 << 20));
