@@ -115,8 +115,8 @@ pub(super) struct Delivery<B: Broker> {
     session: Option<B::Session>,
     doubt: Doubt,
     checked_at: Instant,
-    /// The doubts that were already logged.
-    said: Vec<String>,
+    /// The doubts that were logged and are not over.
+    said: Vec<(&'static str, String)>,
 }
 
 /// Whether the topology is as it was when it was checked.
@@ -188,8 +188,8 @@ impl<B: Broker> Delivery<B> {
             // A problem with the topology is not a fault of the connection.
             if matches!(reason.kind, Kind::Topology | Kind::Blocked) {
                 self.session = Some(session);
-            } else if session.is_sound() {
-                session.close().await;
+            } else if reason.kind == Kind::Credentials {
+                session.close().await; // it is well, and the broker would log that it was cut
             }
             return Err(reason);
         }
@@ -198,13 +198,19 @@ impl<B: Broker> Delivery<B> {
         Ok(session)
     }
 
-    /// Says each doubt once.
+    /// Logs each doubt once, and again when it comes back.
     fn warn(&mut self, steps: Steps) {
-        let doubtful = steps.findings.into_iter().filter(|f| f.verdict == Health::Doubtful);
-        for Finding { point, text, .. } in doubtful {
-            if !self.said.contains(&text) {
+        let findings = &steps.findings;
+        let is_over = |(point, text): &(&str, String)| {
+            let looked_at = findings.iter().any(|finding| finding.point == *point);
+            looked_at && !findings.iter().any(|finding| finding.text == *text)
+        };
+        self.said.retain(|said| !is_over(said));
+        for Finding { point, text, .. } in findings.iter().filter(|f| f.verdict == Health::Doubtful)
+        {
+            if !self.said.iter().any(|(_, said)| said == text) {
                 tracing::warn!(point, "{text}");
-                self.said.push(text);
+                self.said.push((*point, text.clone()));
             }
         }
     }
@@ -212,5 +218,119 @@ impl<B: Broker> Delivery<B> {
     #[cfg(test)]
     pub(super) fn session(&self) -> Option<&B::Session> {
         self.session.as_ref()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    /// What was done to a broker, in order, and what it says to the next batches.
+    #[derive(Clone, Default)]
+    struct Fake(Arc<Mutex<(Vec<&'static str>, Vec<Verdict>)>>);
+
+    struct FakeSession {
+        fake: Fake,
+        is_sound: bool,
+    }
+
+    impl Fake {
+        fn did(&self, what: &'static str) {
+            self.0.lock().unwrap().0.push(what);
+        }
+
+        fn done(&self) -> Vec<&'static str> {
+            std::mem::take(&mut self.0.lock().unwrap().0)
+        }
+
+        async fn deliver(
+            &self,
+            delivery: &mut Delivery<Fake>,
+            verdict: Verdict,
+        ) -> Vec<&'static str> {
+            self.0.lock().unwrap().1.push(verdict.clone());
+            assert_eq!(delivery.deliver(Vec::new()).await, [verdict]);
+            self.done()
+        }
+    }
+
+    impl Broker for Fake {
+        type Session = FakeSession;
+
+        async fn open(&self, _steps: &mut Steps) -> Result<FakeSession, Failed> {
+            self.did("open");
+            Ok(FakeSession { fake: self.clone(), is_sound: true })
+        }
+    }
+
+    impl Session for FakeSession {
+        async fn check(&mut self, _steps: &mut Steps) -> Result<(), Failed> {
+            self.fake.did("check");
+            Ok(())
+        }
+
+        async fn publish(&mut self, _messages: Vec<Outgoing<'_>>) -> Vec<Verdict> {
+            self.fake.did("publish");
+            let verdict = self.fake.0.lock().unwrap().1.remove(0);
+            let kind = verdict.reason().map(|reason| reason.kind);
+            self.is_sound = kind != Some(Kind::Unreachable);
+            vec![verdict]
+        }
+
+        fn is_sound(&self) -> bool {
+            self.is_sound
+        }
+
+        async fn close(self) {}
+    }
+
+    #[tokio::test]
+    async fn what_may_be_gone_is_checked_again_before_more_is_sent() {
+        let reason = |kind| Reason::new(kind, "because");
+        let fake = Fake::default();
+        let mut delivery = Delivery::new(fake.clone(), None);
+        assert_eq!(
+            fake.deliver(&mut delivery, Verdict::Delivered).await,
+            ["open", "check", "publish"]
+        );
+        let refused = Verdict::Refused(reason(Kind::TooLarge));
+        assert_eq!(fake.deliver(&mut delivery, refused).await, ["publish"]);
+        let unroutable = Verdict::Later(reason(Kind::Unroutable));
+        assert_eq!(fake.deliver(&mut delivery, unroutable.clone()).await, ["publish"]);
+        assert_eq!(fake.deliver(&mut delivery, unroutable).await, ["publish"], "a moment later");
+        delivery.checked_at -= CHECK_EVERY;
+        let full = Verdict::Away(reason(Kind::Rejected));
+        assert_eq!(fake.deliver(&mut delivery, full).await, ["check", "publish"]);
+        let lost = Verdict::Away(reason(Kind::Unreachable));
+        assert_eq!(fake.deliver(&mut delivery, lost).await, ["check", "publish"]);
+        assert!(delivery.session().is_none(), "what is in doubt is dropped at once");
+        assert_eq!(
+            fake.deliver(&mut delivery, Verdict::Delivered).await,
+            ["open", "check", "publish"]
+        );
+        delivery.ready().await.unwrap();
+        assert_eq!(fake.done(), ["check"]);
+    }
+
+    #[test]
+    fn a_doubt_is_said_once_and_again_when_it_comes_back() {
+        let mut delivery = Delivery::new(Fake::default(), None);
+        let mut said = |findings: &[(&'static str, bool)]| {
+            let mut steps = Steps::new(false);
+            for (point, is_good) in findings {
+                match is_good {
+                    true => steps.good(point, "fine"),
+                    false => steps.doubtful(point, format!("{point} is weak")),
+                }
+            }
+            delivery.warn(steps);
+            delivery.said.iter().map(|(point, _)| *point).collect::<Vec<_>>()
+        };
+        assert_eq!(said(&[("size", false), ("topic", false)]), ["size", "topic"]);
+        assert_eq!(said(&[("topic", false)]), ["size", "topic"], "nobody looked at the size");
+        assert_eq!(said(&[("topic", true)]), ["size"]);
+        assert_eq!(said(&[("topic", false)]), ["size", "topic"]);
     }
 }
