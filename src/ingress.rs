@@ -42,6 +42,9 @@ pub(crate) struct Ingress {
     naming: event::Config,
     outbox: Outbox,
     metrics: Arc<Metrics>,
+    /// Bodies of authentic callbacks that are being read.
+    reading: Semaphore,
+    /// Callbacks that wait for their commit.
     in_flight: Semaphore,
     warnings: ThrottledWarnings,
 }
@@ -53,9 +56,10 @@ impl Ingress {
         outbox: Outbox,
         metrics: Arc<Metrics>,
     ) -> Arc<Self> {
+        let reading = Semaphore::new(config.max_connections);
         let in_flight = Semaphore::new(config.max_in_flight);
         let warnings = ThrottledWarnings::default();
-        Arc::new(Ingress { config, naming, outbox, metrics, in_flight, warnings })
+        Arc::new(Ingress { config, naming, outbox, metrics, reading, in_flight, warnings })
     }
 
     pub(crate) fn router(self: Arc<Self>) -> Router {
@@ -98,24 +102,35 @@ async fn wrong_path(State(ingress): State<Arc<Ingress>>, request: Request) -> Re
 impl Ingress {
     /// Reads the body and discards it: closing with unread data would lose the answer.
     async fn read_out(&self, request: Request) {
-        let _ = self.read(request.into_body(), false, Instant::now()).await;
+        let _ = self.read(request.into_body(), 0, false, Instant::now()).await;
+    }
+
+    /// Refuses a request by its head. The body is discarded as it is read.
+    async fn refuse(
+        &self,
+        refusal: Answer,
+        body: Body,
+        expects_word: bool,
+        arrived: Instant,
+    ) -> Answer {
+        self.tell(&refusal);
+        let _ = self.read(body, 0, expects_word, arrived).await;
+        refusal
     }
 
     async fn read(
         &self,
         body: Body,
+        limit: u64,
         expects_word: bool,
         arrived: Instant,
     ) -> Result<Bytes, Answer> {
-        let deadline = arrived + self.config.request_timeout;
-        read(body, self.config.max_body_bytes, expects_word, deadline).await
+        read(body, limit, expects_word, arrived + self.config.request_timeout).await
     }
 
     async fn answer(&self, request: Request, arrived: Instant, now: Timestamp) -> Answer {
         let (head, body) = request.into_parts();
         let expects_word = head.headers.contains_key(EXPECT);
-        let body = self.read(body, expects_word, arrived);
-
         let query = Query::parse(head.uri.query().unwrap_or_default());
         let verified = match verify(
             &self.config.apps,
@@ -124,22 +139,17 @@ impl Ingress {
             self.config.max_skew_seconds,
         ) {
             Ok(verified) => verified,
-            Err(refusal) => {
-                self.tell(&refusal);
-                let _ = body.await; // otherwise closing with unread data would lose the answer
-                return refusal;
-            }
+            Err(refusal) => return self.refuse(refusal, body, expects_word, arrived).await,
         };
         self.metrics.last_callback_timestamp_seconds.set(now.as_millis() as f64 / 1000.0);
-        let Ok(_permit) = self.in_flight.try_acquire() else {
-            let overloaded = Answer::Overloaded("too many callbacks are being worked on");
-            self.tell(&overloaded);
-            let _ = body.await;
-            return overloaded;
+        let Ok(reading) = self.reading.try_acquire() else {
+            let overloaded = Answer::Overloaded("too many callbacks are being read");
+            return self.refuse(overloaded, body, expects_word, arrived).await;
         };
         let command = verified.query().command.as_deref();
         let is_other = command.is_some_and(|command| command != TOPIC_CREATED);
-        let body = body.await;
+        let body = self.read(body, self.config.max_body_bytes, expects_word, arrived).await;
+        drop(reading);
         if is_other && !matches!(body, Err(Answer::Timeout)) {
             // Even if it is too large: nobody is going to read it, and refusing a *before* callback would
             // block the user who caused it.
@@ -153,6 +163,12 @@ impl Ingress {
                 self.tell(&refusal);
                 return refusal;
             }
+        };
+        // Only now: neither slow bodies nor other commands keep a topic's creation out.
+        let Ok(_permit) = self.in_flight.try_acquire() else {
+            let overloaded = Answer::Overloaded("too many callbacks are being worked on");
+            self.tell(&overloaded);
+            return overloaded;
         };
         let parsed = match command {
             Some(_) => Callback::parse(&body),
