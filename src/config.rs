@@ -1,5 +1,5 @@
 //! The mechanism of the configuration: layers (embedded defaults, the user's file, environment, flags) →
-//! [`Keys`], from which each room reads its own keys → checked values. Nothing else reads the
+//! [`Keys`], from which each module reads its own keys → checked values. Nothing else reads the
 //! environment. All faults are reported at once, each with its origin; a secret is never shown.
 
 mod keys;

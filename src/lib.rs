@@ -12,10 +12,11 @@
 //!     ▼  sink       confirms before an event counts as delivered
 //! ```
 //!
-//! Reading order: `time`, `callback`, `signature`, `event` and `routing` are pure; `ingress`, `outbox`,
-//! `relay` and `sink` are the path of a callback; `admin` and `metrics` expose its state; `server` and
-//! `tls` serve both listeners; `config` and `app` put everything together; `cli` holds every subcommand
-//! except `serve`.
+//! Reading order: `time`, `secret`, `config` and `verdict` are what everything else uses; `callback`, `answer`,
+//! `signature`, `message`, `routing` and `event` are pure; `outbox`, `sink`, `relay` and `ingress` are the path of
+//! a callback, from the inside out; `metrics`, `log`, `tasks`, `tls`, `server` and `admin` serve and show it;
+//! `settings` and `app` put everything together; `cli` holds every subcommand except `serve`. More in
+//! `docs/architecture.md`.
 
 #![cfg_attr(
     not(all(feature = "kafka", feature = "nats", feature = "rabbitmq")),

@@ -1,4 +1,4 @@
-//! The sections of the configuration, each read by the room that uses it, and checked together. The keys
+//! The sections of the configuration, each read by the module that uses it, and checked together. The keys
 //! are explained in `config/default.toml`.
 
 use std::path::PathBuf;
@@ -97,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_key_of_the_defaults_is_read_by_exactly_one_room() {
+    fn every_key_of_the_defaults_is_read_by_exactly_one_module() {
         let mut keys = Keys::defaults();
         Settings::sections(&mut keys);
         let mut known = keys.known().to_vec();

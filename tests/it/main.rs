@@ -16,6 +16,7 @@ mod proxy;
 #[path = "../servers/mod.rs"]
 mod servers;
 
+mod architecture;
 mod broker_tls;
 mod brokers;
 mod calls;
@@ -29,7 +30,6 @@ mod cuts;
 mod damage;
 mod disk;
 mod files;
-mod house;
 mod identity;
 mod kafka;
 mod migration;

@@ -1,11 +1,11 @@
-//! Architecture rules that the compiler cannot check: which room may mention which, and which libraries.
+//! Architecture rules that the compiler cannot check: which module may mention which, and which libraries.
 //! `docs/architecture.md` explains them. Tests inside `src/` are exempt.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-/// The rooms from the top down: each mentions only those below it, so there is no circle.
-const ROOMS: [&str; 25] = [
+/// The modules from the top down: each mentions only those below it, so there is no circle.
+const MODULES: [&str; 25] = [
     "main",
     "cli",
     "app",
@@ -59,7 +59,7 @@ struct Source {
 }
 
 impl Source {
-    fn room(&self) -> &str {
+    fn module(&self) -> &str {
         self.path.split(['/', '.']).next().unwrap()
     }
 }
@@ -106,11 +106,11 @@ fn code_of(text: &str) -> String {
 }
 
 #[test]
-fn a_room_mentions_only_those_below_it() {
+fn a_module_mentions_only_those_below_it() {
     for source in sources() {
-        let room = source.room();
-        let floor = ROOMS.iter().position(|known| *known == room);
-        let floor = floor.unwrap_or_else(|| panic!("{room} is in no place of ROOMS"));
+        let module = source.module();
+        let floor = MODULES.iter().position(|known| *known == module);
+        let floor = floor.unwrap_or_else(|| panic!("{module} is in no place of MODULES"));
         let mentioned: BTreeSet<_> = source
             .code
             .match_indices("crate::")
@@ -122,15 +122,15 @@ fn a_room_mentions_only_those_below_it() {
             .map(|rest| rest.trim().split(|char: char| !char.is_alphanumeric() && char != '_'))
             .filter_map(|mut words| words.next().filter(|word| !word.is_empty()))
             .collect();
-        for other in mentioned.into_iter().filter(|other| *other != room && room != "lib") {
-            let is_below = ROOMS[floor..].contains(&other);
+        for other in mentioned.into_iter().filter(|other| *other != module && module != "lib") {
+            let is_below = MODULES[floor..].contains(&other);
             assert!(is_below, "src/{} mentions {other}, which is above it", source.path);
         }
     }
 }
 
 #[test]
-fn each_library_has_its_room() {
+fn each_library_has_its_module() {
     let mentions = |source: &Source, word: &str| {
         source.code.match_indices(word).any(|(at, _)| {
             let before = source.code[..at].chars().next_back();
@@ -146,7 +146,7 @@ fn each_library_has_its_room() {
         let is_used = owners.is_empty() || sources.iter().any(|source| mentions(source, word));
         assert!(is_used, "nobody mentions {word}: is the rule out of date?");
     }
-    for source in sources.iter().filter(|source| PURE.contains(&source.room())) {
+    for source in sources.iter().filter(|source| PURE.contains(&source.module())) {
         for word in IMPURE {
             assert!(!mentions(source, word), "src/{} is pure, and mentions {word}", source.path);
         }
