@@ -26,15 +26,14 @@ impl Relay {
         self.metrics.publish_seconds.observe(started.elapsed().as_secs_f64());
         let now = self.outbox.clock().steady();
         for (event, verdict) in events.iter().zip(&verdicts) {
-            match verdict {
-                Verdict::Delivered => {
+            match verdict.reason() {
+                None => {
                     let took = now.since(event.steady_at);
                     self.metrics.delivery_seconds.observe(took.as_secs_f64());
                     self.metrics.published.inc();
                     self.delivered_at = Some(self.moment());
                 }
-                verdict => {
-                    let Some(reason) = verdict.reason() else { continue };
+                Some(reason) => {
                     self.metrics.publish_errors.with_label_values(&[reason.kind.name()]).inc();
                 }
             }

@@ -181,7 +181,7 @@ impl Link {
 
 fn headers(message: &Outgoing, stream: &str) -> HeaderMap {
     let mut headers = HeaderMap::new();
-    headers.insert(NATS_MESSAGE_ID, message.id.as_str());
+    headers.insert(NATS_MESSAGE_ID, message.id());
     headers.insert(NATS_EXPECTED_STREAM, stream);
     headers.insert(CONTENT_TYPE, message.content_type);
     headers.insert(TRACEPARENT, &*message.traceparent);

@@ -9,7 +9,6 @@ use crate::time::Timestamp;
 pub(super) struct Outgoing<'e> {
     pub(super) event: &'e Envelope,
     pub(super) accepted_at: Timestamp,
-    pub(super) id: String,
     pub(super) content_type: &'static str,
     pub(super) traceparent: Cow<'e, str>,
     /// In binary mode, the headers, without the content type.
@@ -22,12 +21,15 @@ impl<'e> Outgoing<'e> {
         events.iter().map(|stored| Outgoing::new(stored, encoding)).collect()
     }
 
+    pub(super) fn id(&self) -> String {
+        self.event.id.to_string()
+    }
+
     pub(super) fn new(stored: &'e Stored, encoding: Encoding) -> Self {
         let event = &stored.event;
         Outgoing {
             event,
             accepted_at: stored.accepted_at,
-            id: event.id.to_string(),
             content_type: encoding.content_type(),
             traceparent: match &stored.traceparent {
                 Some(traceparent) => Cow::Borrowed(traceparent),

@@ -92,6 +92,12 @@ impl Steps {
     }
 }
 
+/// A session for somebody who only reads, so that nothing needs to be checked.
+pub(super) async fn open<B: Broker>(broker: &B) -> anyhow::Result<B::Session> {
+    let opened = broker.open(&mut Steps::new(false)).await;
+    opened.map_err(|failed| anyhow::anyhow!(failed.reason.text))
+}
+
 /// Opens and checks a session step by step, and changes nothing. Each step depends on those before it, so a bad
 /// one may be the last.
 pub(super) async fn examine(broker: &impl Broker) -> Vec<Finding> {

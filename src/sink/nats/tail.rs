@@ -8,8 +8,7 @@ use futures_util::StreamExt as _;
 use percent_encoding::percent_decode_str;
 use tokio::sync::mpsc;
 
-use super::super::{Terms, subscribed};
-use super::connection::{self, Link};
+use super::super::{Terms, session, subscribed};
 use super::{Config, Nats, PREFIX};
 use crate::message::{Encoding, reassemble};
 
@@ -20,10 +19,7 @@ pub(in super::super) async fn tail(
     from_start: bool,
     lines: mpsc::Sender<String>,
 ) -> anyhow::Result<()> {
-    let options = connection::options(config, terms.patience).await;
-    let options = options.map_err(|reason| anyhow!(reason.text))?;
-    let link = Link::connect(&Nats::new(config, terms), options).await;
-    let mut link = link.map_err(|reason| anyhow!(reason.text))?;
+    let mut link = session::open(&Nats::new(config, terms)).await?;
     let stream = link.context.get_stream(&config.stream).await;
     let stream = stream.with_context(|| format!("the stream {}", config.stream))?;
     let deliver_policy = if from_start { DeliverPolicy::All } else { DeliverPolicy::New };

@@ -36,7 +36,8 @@ impl<'a> Message<'a> {
         frame_max: usize,
     ) -> Result<Self, Reason> {
         let mut headers = attributes(&outgoing, frame_max)?;
-        let Outgoing { event, accepted_at, id, content_type, traceparent, body, .. } = outgoing;
+        let id = outgoing.id();
+        let Outgoing { event, accepted_at, content_type, traceparent, body, .. } = outgoing;
         let traceparent = AMQPValue::LongString(traceparent.into_owned().into());
         headers.insert("traceparent".into(), traceparent);
         let properties = BasicProperties::default()

@@ -17,13 +17,11 @@ use lapin::{BasicProperties, Channel, Connection};
 use serde_json::value::RawValue;
 use tokio::sync::mpsc;
 
-use super::super::{Terms, subscribed};
-use super::connection::{self, Link};
+use super::super::{Terms, session, subscribed};
 use super::message::PREFIX;
 use super::topology::{self, Entity};
 use super::{Config, Rabbitmq};
 use crate::message::reassemble;
-use crate::verdict::Reason;
 
 /// Events in flight to a reader that has not caught up.
 const PREFETCH: u16 = 256;
@@ -50,8 +48,7 @@ pub(in crate::sink) async fn tail(
              rabbitmq.queue, or leave --from-start out"
         ),
     };
-    let prepared = connection::prepare(&rabbitmq).map_err(failed)?;
-    let link = Link::connect(&rabbitmq, prepared).await.map_err(failed)?;
+    let link = session::open(&rabbitmq).await?;
     let result = tokio::select! {
         result = show(&link.connection, &config.exchange, past, &lines) => result,
         () = lines.closed() => Ok(()),
@@ -127,10 +124,6 @@ async fn show_past(
     }
     channel.close(200, "OK".into()).await?;
     Ok(shown)
-}
-
-fn failed(reason: Reason) -> anyhow::Error {
-    anyhow!(reason.text)
 }
 
 fn id(properties: &BasicProperties) -> Option<&str> {
