@@ -5,11 +5,11 @@
 //! was queued belongs to the outbox, whether or not a client still waits for the answer.
 
 mod apps;
+mod body;
 mod config;
+mod warnings;
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Body;
@@ -18,9 +18,7 @@ use axum::http::header::{ALLOW, CONNECTION, CONTENT_TYPE, EXPECT, RETRY_AFTER};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::Response;
 use axum::routing::post;
-use bytes::{Bytes, BytesMut};
-use http_body_util::BodyExt as _;
-use hyper::body::Body as _;
+use bytes::Bytes;
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::{Instant, timeout_at};
 
@@ -33,9 +31,7 @@ use crate::outbox::{Outbox, Outcome, Quarantined, Receipt, Record, Refusal};
 use crate::signature::{Verified, verify};
 use crate::time::Timestamp;
 pub(crate) use config::Config;
-
-/// How often the log repeats that callbacks are refused for the same reason.
-const REMINDER: Duration = Duration::from_secs(60);
+use warnings::ThrottledWarnings;
 
 pub(crate) struct Ingress {
     config: Config,
@@ -125,7 +121,7 @@ impl Ingress {
         expects_word: bool,
         arrived: Instant,
     ) -> Result<Bytes, Answer> {
-        read(body, limit, expects_word, arrived + self.config.request_timeout).await
+        body::read(body, limit, expects_word, arrived + self.config.request_timeout).await
     }
 
     async fn answer(&self, request: Request, arrived: Instant, now: Timestamp) -> Answer {
@@ -275,47 +271,6 @@ async fn outcome(
     }))
 }
 
-/// Reads a body to its end, keeping at most `limit` bytes. A larger body is still read, as long as there
-/// is time, so that the client stays connected and gets the answer.
-async fn read(
-    mut body: Body,
-    limit: u64,
-    expects_word: bool,
-    deadline: Instant,
-) -> Result<Bytes, Answer> {
-    let is_announced_too_large = body.size_hint().lower() > limit;
-    if is_announced_too_large && expects_word {
-        return Err(Answer::TooLarge { limit });
-    }
-    let (mut first, mut rest, mut size) = (Bytes::new(), BytesMut::new(), 0_u64);
-    let whole = async {
-        while let Some(frame) = body.frame().await {
-            let Ok(data) = frame.map_err(|_| Answer::Timeout)?.into_data() else { continue };
-            size += data.len() as u64;
-            if size > limit {
-                (first, rest) = (Bytes::new(), BytesMut::new());
-            } else if first.is_empty() {
-                first = data; // usually the only frame: nothing is copied
-            } else {
-                rest.extend_from_slice(&data);
-            }
-        }
-        Ok::<(), Answer>(())
-    };
-    let result = timeout_at(deadline, whole).await;
-    if is_announced_too_large || size > limit {
-        return Err(Answer::TooLarge { limit });
-    }
-    result.map_err(|_| Answer::Timeout)??;
-    if rest.is_empty() {
-        return Ok(first);
-    }
-    let mut all = BytesMut::with_capacity(first.len() + rest.len());
-    all.extend_from_slice(&first);
-    all.extend_from_slice(&rest);
-    Ok(all.freeze())
-}
-
 fn respond(answer: &Answer) -> Response {
     let (status, _) = answer.codes();
     let mut response = Response::new(Body::from(answer.body()));
@@ -335,40 +290,4 @@ fn respond(answer: &Answer) -> Response {
         _ => {}
     }
     response
-}
-
-/// Warns the operator that callbacks are refused, and why: at once, then once a minute with a count,
-/// because a wrong token, for example, refuses all callbacks.
-#[derive(Default)]
-struct ThrottledWarnings {
-    /// By hint: when it was last logged, and how often it has occurred since.
-    last: Mutex<HashMap<&'static str, (Option<Instant>, u64)>>,
-}
-
-impl ThrottledWarnings {
-    fn warn(&self, outcome: CallbackOutcome, reason: &str) {
-        let hint = match outcome {
-            CallbackOutcome::UnknownApp => "is the app among [[apps]]?",
-            CallbackOutcome::Unauthenticated => {
-                "is the token the one in the platform's console, and authentication switched on there?"
-            }
-            CallbackOutcome::Stale => "is this host's clock right?",
-            CallbackOutcome::Malformed => "look at `topic-bridge outbox list --quarantined`",
-            CallbackOutcome::TooLarge => {
-                "raise ingress.max_body_bytes if the platform sends so much"
-            }
-            CallbackOutcome::Timeout => "is something slow between the platform and this bridge?",
-            _ => "look at /readyz, the disk, and ingress.max_in_flight",
-        };
-        let mut last_by_hint = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        let (last, count) = last_by_hint.entry(hint).or_default();
-        *count += 1;
-        if last.is_some_and(|last| last.elapsed() < REMINDER) {
-            return;
-        }
-        *last = Some(Instant::now());
-        let count = std::mem::take(count);
-        drop(last_by_hint);
-        tracing::warn!(reason, count, hint, "refused callbacks");
-    }
 }
