@@ -19,7 +19,9 @@ use crate::config::Keys;
 use crate::config::value::{address, count};
 use crate::metrics::Metrics;
 use crate::outbox::{Outbox, Reader};
+use crate::passthrough::Passthrough;
 use crate::relay::SinkState;
+use crate::requests::Requests;
 use crate::server::Phase;
 use crate::verdict::Kind;
 
@@ -45,6 +47,8 @@ pub(crate) struct Admin {
     pub(crate) reader: Reader,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) sink: watch::Receiver<SinkState>,
+    pub(crate) passthrough: Option<Arc<Passthrough>>,
+    pub(crate) requests: Arc<Requests>,
     pub(crate) sink_name: &'static str,
     pub(crate) max_bytes: u64,
     /// The public listener's phase: not ready from the first sign of stopping.
@@ -78,6 +82,9 @@ struct Readiness {
     ingress: Part,
     outbox: Part,
     sink: Part,
+    /// Where there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    passthrough: Option<Part>,
 }
 
 #[derive(Serialize)]
@@ -128,7 +135,15 @@ async fn readyz(State(admin): State<Arc<Admin>>) -> Response {
     };
     let sink = sink.with("name", admin.sink_name);
 
-    let has = |state| [&ingress, &outbox, &sink].iter().any(|part| part.state == state);
+    let passthrough = admin.passthrough.as_ref().map(|passthrough| match passthrough.degraded() {
+        None => Part::new("ready", None),
+        Some(reason) => {
+            Part::new("degraded", Some(format!("the backend cannot be reached: {reason}")))
+        }
+    });
+
+    let parts = [Some(&ingress), Some(&outbox), Some(&sink), passthrough.as_ref()];
+    let has = |state| parts.iter().flatten().any(|part| part.state == state);
     let (code, status) = if has("not_ready") {
         (StatusCode::SERVICE_UNAVAILABLE, "not_ready")
     } else if has("degraded") {
@@ -136,7 +151,7 @@ async fn readyz(State(admin): State<Arc<Admin>>) -> Response {
     } else {
         (StatusCode::OK, "ready")
     };
-    let body = serde_json::to_string(&Readiness { status, ingress, outbox, sink })
+    let body = serde_json::to_string(&Readiness { status, ingress, outbox, sink, passthrough })
         .expect("texts and numbers always encode");
     (code, [(CONTENT_TYPE, "application/json")], body + "\n").into_response()
 }

@@ -13,10 +13,13 @@ use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
 use crate::admin::Admin;
-use crate::ingress::Ingress;
+use crate::ingress::{self, Apps, Ingress};
 use crate::metrics::Metrics;
 use crate::outbox::{self, Health, Outbox, Sync, Workers};
+use crate::passthrough::Passthrough;
 use crate::relay::Relay;
+use crate::reload::Reload;
+use crate::requests::Requests;
 use crate::server::{self, Limits, Phase, Server};
 use crate::settings::Settings;
 use crate::sink::Sink;
@@ -35,6 +38,7 @@ const GRACE: Duration = Duration::from_secs(1);
 const PUBLIC: &str = "public listener";
 const PRIVATE: &str = "private listener";
 const RELAY: &str = "relay";
+const TOKENS: &str = "watch over the token files";
 
 /// A bridge that is built and ready to run.
 pub struct App {
@@ -42,6 +46,7 @@ pub struct App {
     outbox: Outbox,
     workers: Workers,
     relay: Relay,
+    apps: Arc<Apps>,
     ingress: Arc<Ingress>,
     ingress_server: Server,
     ingress_phase: watch::Sender<Phase>,
@@ -82,23 +87,38 @@ impl App {
             Outbox::open(&settings.outbox, limits, metrics.clone(), Clock::system())?;
         let (config, reader) = (settings.relay.clone(), outbox.reader()?);
         let relay = Relay::new(config, outbox.clone(), reader, sink, metrics.clone());
+        let apps = Apps::new(settings.ingress.apps.clone()).map_err(|reason| anyhow!(reason))?;
+        let passthrough = Passthrough::new(settings.passthrough.clone(), metrics.clone())?;
+        let requests = Arc::new(Requests::new());
+        let links = ingress::Links {
+            apps: apps.clone(),
+            outbox: outbox.clone(),
+            sink: relay.state(),
+            passthrough: passthrough.clone(),
+            requests: requests.clone(),
+            metrics: metrics.clone(),
+            see: see(&admin_server.listener)?,
+        };
         let admin = Admin {
             outbox: outbox.clone(),
             reader: outbox.reader()?,
-            metrics: metrics.clone(),
+            metrics,
             sink: relay.state(),
+            passthrough,
+            requests,
             sink_name,
             max_bytes: settings.outbox.max_bytes,
             ingress: ingress_phase.subscribe(),
             phase: admin_phase.subscribe(),
         };
         let (config, naming) = (settings.ingress.clone(), settings.event.clone());
-        let ingress = Ingress::new(config, naming, outbox.clone(), metrics);
+        let ingress = Ingress::new(config, naming, links);
         Ok(App {
             settings,
             outbox,
             workers,
             relay,
+            apps,
             ingress,
             ingress_server,
             ingress_phase,
@@ -115,6 +135,11 @@ impl App {
 
     pub fn admin_address(&self) -> std::io::Result<SocketAddr> {
         self.admin_server.listener.local_addr()
+    }
+
+    /// What takes parts of the configuration up again.
+    pub fn reload(&self) -> Reload {
+        Reload::new(self.settings.clone(), self.apps.clone())
     }
 
     /// Runs until `stop` completes, then stops in order; stops immediately if `stop` returns an error. An
@@ -136,6 +161,11 @@ impl App {
         let mut tasks = Tasks::default();
         let (stop_relay, relay_stops) = watch::channel(false);
         tasks.spawn(RELAY, on_own_thread(RELAY, self.relay.run(relay_stops)));
+        let apps = self.apps;
+        tasks.spawn(TOKENS, async move {
+            apps.watch().await;
+            Ok(())
+        });
         let (server, ingress) = (self.ingress_server, self.ingress.clone());
         let service = TowerToHyperService::new(self.ingress.router());
         tasks.spawn(PUBLIC, async move {
@@ -219,6 +249,12 @@ impl Running {
             let _ = self.tasks.end_of(PRIVATE).await; // its result no longer matters
         }
     }
+}
+
+/// Where an operator sees the last requests.
+fn see(admin: &TcpListener) -> anyhow::Result<String> {
+    let address = admin.local_addr().context("admin.listen")?;
+    Ok(format!("http://{address}/requests, or `topic-bridge tail --requests`"))
 }
 
 async fn ingress_server(

@@ -9,7 +9,7 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fmt;
 
-use serde::de::{Deserializer as _, MapAccess, Visitor};
+use serde::de::{Deserializer as _, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
@@ -107,6 +107,36 @@ impl<'a> Callback<'a> {
             .and_then(|body| json.end().map(|()| body))
             .map_err(|error| explain(&error, field.get()))?;
         body.check()
+    }
+}
+
+/// The `CallbackCommand` in a body, if the body is a JSON object and has one that is text.
+pub(crate) fn command_in(body: &[u8]) -> Option<Cow<'_, str>> {
+    let mut json = serde_json::Deserializer::from_slice(body);
+    let command = json.deserialize_map(CommandVisitor).ok()?;
+    json.end().ok()?;
+    command
+}
+
+struct CommandVisitor;
+
+impl<'de> Visitor<'de> for CommandVisitor {
+    type Value = Option<Cow<'de, str>>;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        formatter.write_str("a JSON object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut command = None;
+        while let Some(Text(key)) = map.next_key()? {
+            if key == "CallbackCommand" {
+                command = Some(map.next_value::<Text>()?.0);
+            } else {
+                map.next_value::<IgnoredAny>()?;
+            }
+        }
+        Ok(command)
     }
 }
 

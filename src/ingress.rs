@@ -7,55 +7,89 @@
 mod apps;
 mod body;
 mod config;
+mod keep;
+mod others;
+mod tokens;
 mod warnings;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::header::{ALLOW, CONNECTION, CONTENT_TYPE, EXPECT, RETRY_AFTER};
+use axum::http::request::Parts;
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::Response;
 use axum::routing::post;
 use bytes::Bytes;
-use tokio::sync::{Semaphore, oneshot};
-use tokio::time::{Instant, timeout_at};
+use tokio::sync::{Semaphore, watch};
+use tokio::time::Instant;
 
 use crate::answer::Answer;
-use crate::callback::{Callback, Malformed, Query, TOPIC_CREATED, command_label};
-use crate::event::{self, TopicCreated};
-use crate::message::traceparent;
+use crate::callback::{Query, TOPIC_CREATED};
+use crate::event;
 use crate::metrics::{CallbackOutcome, Metrics};
-use crate::outbox::{Outbox, Outcome, Quarantined, Receipt, Record, Refusal};
-use crate::signature::{Verified, verify};
+use crate::outbox::Outbox;
+use crate::passthrough::Passthrough;
+use crate::relay::SinkState;
+use crate::requests::{Entry, Requests};
+use crate::server::Peer;
+use crate::signature::{Refused, Verified, verify};
 use crate::time::Timestamp;
+pub(crate) use apps::AppConfig;
 pub(crate) use config::Config;
+pub(crate) use tokens::Apps;
 use warnings::ThrottledWarnings;
+
+/// What the public listener works with.
+pub(crate) struct Links {
+    pub(crate) apps: Arc<Apps>,
+    pub(crate) outbox: Outbox,
+    pub(crate) sink: watch::Receiver<SinkState>,
+    pub(crate) passthrough: Option<Arc<Passthrough>>,
+    pub(crate) requests: Arc<Requests>,
+    pub(crate) metrics: Arc<Metrics>,
+    /// Where an operator sees why requests are refused.
+    pub(crate) see: String,
+}
 
 pub(crate) struct Ingress {
     config: Config,
     naming: event::Config,
+    apps: watch::Receiver<Arc<[crate::signature::App]>>,
     outbox: Outbox,
+    sink: watch::Receiver<SinkState>,
+    passthrough: Option<Arc<Passthrough>>,
+    requests: Arc<Requests>,
     metrics: Arc<Metrics>,
     /// Bodies of authentic callbacks that are being read.
     reading: Semaphore,
     /// Callbacks that wait for their commit.
-    in_flight: Semaphore,
+    in_flight: Arc<Semaphore>,
+    /// Durable callbacks whose answer waits for the broker.
+    confirming: Arc<Semaphore>,
     warnings: ThrottledWarnings,
 }
 
 impl Ingress {
-    pub(crate) fn new(
-        config: Config,
-        naming: event::Config,
-        outbox: Outbox,
-        metrics: Arc<Metrics>,
-    ) -> Arc<Self> {
-        let reading = Semaphore::new(config.max_connections);
-        let in_flight = Semaphore::new(config.max_in_flight);
-        let warnings = ThrottledWarnings::default();
-        Arc::new(Ingress { config, naming, outbox, metrics, reading, in_flight, warnings })
+    pub(crate) fn new(config: Config, naming: event::Config, links: Links) -> Arc<Self> {
+        let Links { apps, outbox, sink, passthrough, requests, metrics, see } = links;
+        Arc::new(Ingress {
+            naming,
+            apps: apps.current(),
+            outbox,
+            sink,
+            passthrough,
+            requests,
+            metrics,
+            reading: Semaphore::new(config.max_connections),
+            in_flight: Semaphore::new(config.max_in_flight).into(),
+            confirming: Semaphore::new(config.max_in_flight).into(),
+            warnings: ThrottledWarnings::new(see),
+            config,
+        })
     }
 
     pub(crate) fn router(self: Arc<Self>) -> Router {
@@ -79,196 +113,162 @@ impl Ingress {
 }
 
 async fn take(State(ingress): State<Arc<Ingress>>, request: Request) -> Response {
-    let arrived = Instant::now();
-    let answer = ingress.answer(request, arrived, Timestamp::now()).await;
+    let (arrived, now) = (Instant::now(), Timestamp::now());
+    let mut entry = ingress.enter(&request, now);
+    let response = ingress.answer(request, arrived, now, &mut entry).await;
     ingress.metrics.ack_seconds.observe(arrived.elapsed().as_secs_f64());
-    respond(&answer)
+    response
 }
 
 async fn wrong_method(State(ingress): State<Arc<Ingress>>, request: Request) -> Response {
-    ingress.read_out(request).await;
-    respond(&Answer::MethodNotAllowed)
+    let reason =
+        format!("the method is {:.16}, the platform sends POST", request.method().as_str());
+    ingress.not_a_callback(request, &Answer::MethodNotAllowed, "method_not_allowed", reason).await
 }
 
 async fn wrong_path(State(ingress): State<Arc<Ingress>>, request: Request) -> Response {
-    ingress.read_out(request).await;
-    respond(&Answer::NotFound)
+    let (path, expected) = (request.uri().path(), &ingress.config.path);
+    let reason = format!("the path is {path:.64}, ingress.path is {expected}");
+    ingress.not_a_callback(request, &Answer::NotFound, "not_found", reason).await
+}
+
+/// What is read of a request before its body.
+struct Call<'c> {
+    head: &'c Parts,
+    verified: Verified<'c>,
+    arrived: Instant,
+    now: Timestamp,
+}
+
+/// A body that is still to be read.
+struct Unread {
+    body: Body,
+    expects_word: bool,
+    deadline: Instant,
+}
+
+impl Unread {
+    fn of(head: &Parts, body: Body, deadline: Instant) -> Self {
+        Unread { body, expects_word: head.headers.contains_key(EXPECT), deadline }
+    }
+
+    async fn read(self, limit: u64, entry: &mut Entry<'_>) -> Result<Bytes, Answer> {
+        let mut size = 0;
+        let read = body::read(self.body, limit, self.expects_word, self.deadline, &mut size).await;
+        entry.has_body(size);
+        read
+    }
+
+    /// Reads it to its end and discards it: closing with unread data would lose the answer.
+    async fn discard(self, entry: &mut Entry<'_>) {
+        let _ = self.read(0, entry).await; // whatever it is, it is refused already
+    }
 }
 
 impl Ingress {
-    /// Reads the body and discards it: closing with unread data would lose the answer.
-    async fn read_out(&self, request: Request) {
-        let _ = self.read(request.into_body(), 0, false, Instant::now()).await;
+    /// Notes a request in the list of the last ones.
+    fn enter(&self, request: &Request, now: Timestamp) -> Entry<'_> {
+        self.requests.enter(now, request.extensions().get::<Peer>().map(|Peer(address)| *address))
     }
 
-    /// Refuses a request by its head. The body is discarded as it is read.
-    async fn refuse(
+    async fn not_a_callback(
         &self,
-        refusal: Answer,
-        body: Body,
-        expects_word: bool,
-        arrived: Instant,
-    ) -> Answer {
-        self.tell(&refusal);
-        let _ = self.read(body, 0, expects_word, arrived).await;
-        refusal
-    }
-
-    async fn read(
-        &self,
-        body: Body,
-        limit: u64,
-        expects_word: bool,
-        arrived: Instant,
-    ) -> Result<Bytes, Answer> {
-        body::read(body, limit, expects_word, arrived + self.config.request_timeout).await
-    }
-
-    async fn answer(&self, request: Request, arrived: Instant, now: Timestamp) -> Answer {
+        request: Request,
+        answer: &Answer,
+        outcome: &'static str,
+        reason: String,
+    ) -> Response {
+        let mut entry = self.enter(&request, Timestamp::now());
         let (head, body) = request.into_parts();
-        let expects_word = head.headers.contains_key(EXPECT);
         let query = Query::parse(head.uri.query().unwrap_or_default());
-        let verified = match verify(
-            &self.config.apps,
-            query,
-            now.as_millis() / 1000,
-            self.config.max_skew_seconds,
-        ) {
+        entry.asks(command_of(&query), query.sdk_app_id);
+        let deadline = Instant::now() + self.config.request_timeout;
+        Unread::of(&head, body, deadline).discard(&mut entry).await;
+        entry.ends(outcome, Some(reason.into()));
+        respond(answer)
+    }
+
+    async fn answer(
+        self: &Arc<Self>,
+        request: Request,
+        arrived: Instant,
+        now: Timestamp,
+        entry: &mut Entry<'_>,
+    ) -> Response {
+        let (head, body) = request.into_parts();
+        let unread = Unread::of(&head, body, arrived + self.config.request_timeout);
+        let query = Query::parse(head.uri.query().unwrap_or_default());
+        entry.asks(command_of(&query), query.sdk_app_id);
+        let apps = self.apps.borrow().clone();
+        let seconds = now.as_millis() / 1000;
+        let verified = match verify(&apps, query, seconds, self.config.max_skew_seconds) {
             Ok(verified) => verified,
-            Err(refusal) => return self.refuse(refusal, body, expects_word, arrived).await,
+            Err(Refused { answer, reason }) => {
+                let response = self.refuse(&answer, reason, entry);
+                unread.discard(entry).await;
+                return response;
+            }
         };
         self.metrics.last_callback_timestamp_seconds.set(now.as_millis() as f64 / 1000.0);
         let Ok(reading) = self.reading.try_acquire() else {
             let overloaded = Answer::Overloaded("too many callbacks are being read");
-            return self.refuse(overloaded, body, expects_word, arrived).await;
+            let response = self.refuse(&overloaded, "as many as ingress.max_connections", entry);
+            unread.discard(entry).await;
+            return response;
         };
-        let command = verified.query().command.as_deref();
-        let is_other = command.is_some_and(|command| command != TOPIC_CREATED);
-        let body = self.read(body, self.config.max_body_bytes, expects_word, arrived).await;
+        let body = unread.read(self.config.max_body_bytes, entry).await;
         drop(reading);
-        if is_other && !matches!(body, Err(Answer::Timeout)) {
-            // Even if it is too large: nobody is going to read it, and refusing a *before* callback would
-            // block the user who caused it.
-            self.metrics.count(CallbackOutcome::Ignored);
-            self.metrics.count_ignored(command_label(command.unwrap_or_default()));
-            return Answer::Ok;
-        }
-        let body = match body {
-            Ok(body) => body,
-            Err(refusal) => {
-                self.tell(&refusal);
-                return refusal;
+        let call = Call { head: &head, verified, arrived, now };
+        match call.verified.query().command.as_deref() {
+            Some(command) if command != TOPIC_CREATED => {
+                self.other(&call, command, body, entry).await
             }
-        };
-        // Only now: neither slow bodies nor other commands keep a topic's creation out.
-        let Ok(_permit) = self.in_flight.try_acquire() else {
-            let overloaded = Answer::Overloaded("too many callbacks are being worked on");
-            self.tell(&overloaded);
-            return overloaded;
-        };
-        let parsed = match command {
-            Some(_) => Callback::parse(&body),
-            None => Err(Malformed("CallbackCommand is missing from the URL".into())),
-        };
-        let answer_by = arrived + self.config.ack_deadline;
-        match parsed {
-            Ok(callback) => {
-                let event = TopicCreated::new(&verified, callback, &self.naming, now);
-                let header =
-                    head.headers.get("traceparent").and_then(|header| header.to_str().ok());
-                let trace = header.and_then(traceparent).map(str::to_owned);
-                self.accept(&event, trace, answer_by).await
-            }
-            Err(malformed) => self.quarantine(&verified, &body, malformed, now, answer_by).await,
+            command => self.take(&call, command.is_some(), body, entry).await,
         }
     }
 
-    async fn accept(
+    /// Counts a refusal, notes it with its reason, and warns the operator now and then.
+    fn refuse(
         &self,
-        event: &TopicCreated<'_>,
-        traceparent: Option<String>,
-        answer_by: Instant,
-    ) -> Answer {
-        let TopicCreated { id, accepted_at, .. } = *event;
-        let queued = self.outbox.append(Record { accepted_at, event: event.seal(), traceparent });
-        match outcome(queued, answer_by).await {
-            // The outbox counts them, because it also knows about those whose client has gone.
-            Ok(receipt) => {
-                tracing::debug!(%id, ?receipt, "took a callback");
-                Answer::Ok
-            }
-            Err(overloaded) => {
-                self.tell(&overloaded);
-                overloaded
-            }
+        answer: &Answer,
+        reason: impl Into<Cow<'static, str>>,
+        entry: &mut Entry<'_>,
+    ) -> Response {
+        let reason = reason.into();
+        if let Some(outcome) = outcome_of(answer) {
+            self.metrics.count(outcome);
+            self.warnings.warn(outcome, &reason);
+            entry.ends(outcome.name(), Some(reason));
         }
+        respond(answer)
     }
 
-    async fn quarantine(
-        &self,
-        verified: &Verified<'_>,
-        body: &Bytes,
-        malformed: Malformed,
-        received_at: Timestamp,
-        answer_by: Instant,
-    ) -> Answer {
-        let query = verified.query();
-        let queued = self.outbox.quarantine(Quarantined {
-            sdk_app_id: verified.sdk_app_id,
-            client_ip: query.client_ip.as_deref().map(str::to_owned),
-            client_platform: query.platform.as_deref().map(str::to_owned),
-            received_at,
-            reason: malformed.to_string(),
-            body: body.to_vec(),
-        });
-        let answer = match outcome(queued, answer_by).await {
-            Ok(_) => Answer::Malformed(malformed),
-            Err(overloaded) => overloaded,
-        };
-        self.tell(&answer);
-        answer
-    }
-
-    /// Counts a refusal, and warns the operator now and then.
-    fn tell(&self, answer: &Answer) {
-        let outcome = match answer {
-            Answer::Ok | Answer::NotFound | Answer::MethodNotAllowed => return,
-            Answer::UnknownApp => CallbackOutcome::UnknownApp,
-            Answer::Unauthenticated(_) => CallbackOutcome::Unauthenticated,
-            Answer::Stale { .. } => CallbackOutcome::Stale,
-            Answer::Malformed(_) => CallbackOutcome::Malformed,
-            Answer::TooLarge { .. } => CallbackOutcome::TooLarge,
-            Answer::Timeout => CallbackOutcome::Timeout,
-            Answer::Overloaded(_) => CallbackOutcome::Overloaded,
-        };
-        self.metrics.count(outcome);
-        self.warnings.warn(outcome, &answer.info());
+    /// The same where the answer says it all.
+    fn refuse_plainly(&self, answer: &Answer, entry: &mut Entry<'_>) -> Response {
+        self.refuse(answer, answer.info(), entry)
     }
 }
 
-/// Waits for the outbox's answer, but not past the deadline. What commits later is still delivered.
-async fn outcome(
-    queued: Result<oneshot::Receiver<Outcome>, Refusal>,
-    answer_by: Instant,
-) -> Result<Receipt, Answer> {
-    let refusal = match queued {
-        Err(refusal) => refusal,
-        Ok(answer) => match timeout_at(answer_by, answer).await {
-            Ok(Ok(Ok(receipt))) => return Ok(receipt),
-            Ok(Ok(Err(refusal))) => refusal,
-            Ok(Err(_)) => Refusal::Poisoned, // the writer is gone
-            Err(_) => return Err(Answer::Overloaded("the disk did not answer in time")),
-        },
-    };
-    Err(Answer::Overloaded(match refusal {
-        Refusal::QueueFull => "too many callbacks wait for the disk",
-        Refusal::Full => "the outbox is full",
-        Refusal::QuarantineFull => "the quarantine is full",
-        Refusal::LogHeld => "a reader holds the outbox's log",
-        Refusal::DiskFull => "the disk is full",
-        Refusal::Locked => "the outbox is locked",
-        Refusal::Poisoned => "the outbox has failed",
-    }))
+/// The outcome of a refused callback.
+fn outcome_of(answer: &Answer) -> Option<CallbackOutcome> {
+    Some(match answer {
+        Answer::Ok | Answer::NotFound | Answer::MethodNotAllowed => return None,
+        Answer::UnknownApp => CallbackOutcome::UnknownApp,
+        Answer::Unauthenticated(_) => CallbackOutcome::Unauthenticated,
+        Answer::Stale { .. } => CallbackOutcome::Stale,
+        Answer::Malformed(_) => CallbackOutcome::Malformed,
+        Answer::TooLarge { .. } => CallbackOutcome::TooLarge,
+        Answer::Timeout => CallbackOutcome::Timeout,
+        Answer::Overloaded(_) => CallbackOutcome::Overloaded,
+    })
+}
+
+/// The command for the list of the last requests. The usual one needs no copy.
+fn command_of(query: &Query<'_>) -> Option<Cow<'static, str>> {
+    query.command.as_deref().map(|command| match command == TOPIC_CREATED {
+        true => Cow::Borrowed(TOPIC_CREATED),
+        false => Cow::Owned(command.to_owned()),
+    })
 }
 
 fn respond(answer: &Answer) -> Response {

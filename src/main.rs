@@ -10,6 +10,7 @@ use clap::Parser as _;
 use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{oneshot, watch};
+use tokio::task::spawn_blocking;
 use topic_bridge::app::App;
 use topic_bridge::cli::{self, Arguments, Command};
 use topic_bridge::config::Faults;
@@ -53,7 +54,20 @@ fn serve(settings: Settings) -> anyhow::Result<ExitCode> {
         .context("cannot start the runtime")?;
     let result = runtime.block_on(async {
         let stop = stop_signal(panicked.clone())?; // before anything is opened: no signal is missed
-        App::build(settings).await?.run(stop).await?;
+        let mut hangup = signal(SignalKind::hangup()).context("cannot listen for SIGHUP")?;
+        let app = App::build(settings).await?;
+        let mut reload = app.reload();
+        tokio::spawn(async move {
+            while let Some(()) = hangup.recv().await {
+                let again = move || {
+                    reload.again();
+                    reload
+                };
+                let Ok(back) = spawn_blocking(again).await else { return };
+                reload = back;
+            }
+        });
+        app.run(stop).await?;
         check(&panicked)
     });
     if let Err(error) = &result {

@@ -12,7 +12,10 @@ use crate::verdict::Kind;
 /// The outcome of a callback.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum CallbackOutcome {
+    /// Durable.
     Accepted,
+    /// Durable, and confirmed by the sink before the answer.
+    Delivered,
     Duplicate,
     Ignored,
     Unauthenticated,
@@ -24,8 +27,9 @@ pub(crate) enum CallbackOutcome {
     Overloaded,
 }
 
-const OUTCOMES: [&str; 10] = [
+const OUTCOMES: [&str; 11] = [
     "accepted",
+    "delivered",
     "duplicate",
     "ignored",
     "unauthenticated",
@@ -37,6 +41,22 @@ const OUTCOMES: [&str; 10] = [
     "overloaded",
 ];
 
+/// What became of a callback on its way to the backend behind the passthrough.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Forwarded {
+    Answered,
+    Timeout,
+    Unreachable,
+    /// Not tried, because the backend could not be reached a moment ago.
+    Skipped,
+    Failed,
+    TooLarge,
+    Overloaded,
+}
+
+const FORWARDED: [&str; 7] =
+    ["answered", "timeout", "unreachable", "skipped", "failed", "too_large", "overloaded"];
+
 /// The metrics of one bridge.
 pub(crate) struct Metrics {
     registry: Registry,
@@ -44,7 +64,10 @@ pub(crate) struct Metrics {
     process: Registry,
     callbacks: [IntCounter; OUTCOMES.len()],
     ignored: IntCounterVec,
+    forwarded: [IntCounter; FORWARDED.len()],
+    pub(crate) passthrough_seconds: Histogram,
     pub(crate) ack_seconds: Histogram,
+    pub(crate) confirm_seconds: Histogram,
     pub(crate) commit_seconds: Histogram,
     pub(crate) commit_events: Histogram,
     pub(crate) outbox_pending: IntGauge,
@@ -72,6 +95,10 @@ const DELIVERY_EDGES: [f64; 14] =
     [0.001, 0.002, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0, 300.0, 3600.0, 21600.0, 86400.0];
 
 const ACK_HELP: &str = "From a callback's arrival to its answer; the platform gives up after 2 s.";
+const CONFIRM_HELP: &str =
+    "From a callback's arrival to the sink's confirmation, where the answer waits for it.";
+const PASSTHROUGH_HELP: &str =
+    "From forwarding a callback to the backend's answer, or to giving up on it.";
 const COMMIT_HELP: &str = "To make one batch of events durable.";
 const BYTES_HELP: &str = "Bytes of the outbox in use, as outbox.max_bytes counts them.";
 const OLDEST_HELP: &str =
@@ -80,6 +107,13 @@ const PUBLISH_HELP: &str = "To have one batch of events confirmed by the sink.";
 const DELIVERY_HELP: &str = "From an event's acceptance to its confirmation by the sink.";
 const QUARANTINED_HELP: &str = "Authentic callbacks that could not be understood and are kept.";
 const LAST_HELP: &str = "When the last authentic callback came, in Unix time; 0 before the first.";
+
+impl CallbackOutcome {
+    /// The label.
+    pub(crate) fn name(self) -> &'static str {
+        OUTCOMES[self as usize]
+    }
+}
 
 impl Metrics {
     /// `sink` is the name of the sink in use.
@@ -90,12 +124,17 @@ impl Metrics {
         let callbacks = new.counters("callbacks_total", "Callbacks by how they ended.", "outcome");
         let help = "Authentic callbacks of other commands, answered OK and not published.";
         let ignored = new.counters("callbacks_ignored_total", help, "command");
+        let help = "Callbacks of other commands on their way to the backend, by how that ended.";
+        let forwarded = new.counters("passthrough_total", help, "outcome");
         let help = "Events that the sink has confirmed.";
         let published = new.counters("published_total", help, "sink");
         let up = Opts::new("sink_up", "1 while the sink takes events, else 0.");
         let metrics = Metrics {
             callbacks: OUTCOMES.map(|outcome| callbacks.with_label_values(&[outcome])),
             ignored,
+            forwarded: FORWARDED.map(|outcome| forwarded.with_label_values(&[outcome])),
+            passthrough_seconds: new.histogram("passthrough_seconds", PASSTHROUGH_HELP, &ACK_EDGES),
+            confirm_seconds: new.histogram("confirm_seconds", CONFIRM_HELP, &ACK_EDGES),
             ack_seconds: new.histogram("ack_seconds", ACK_HELP, &ACK_EDGES),
             commit_seconds: new.histogram("commit_seconds", COMMIT_HELP, &COMMIT_EDGES),
             commit_events: new.histogram("commit_events", "Events in one commit.", &BATCH_EDGES),
@@ -143,6 +182,10 @@ impl Metrics {
 
     pub(crate) fn count_many(&self, outcome: CallbackOutcome, number: u64) {
         self.callbacks[outcome as usize].inc_by(number);
+    }
+
+    pub(crate) fn count_forwarded(&self, outcome: Forwarded) {
+        self.forwarded[outcome as usize].inc();
     }
 
     pub(crate) fn count_ignored(&self, label: &'static str) {

@@ -47,6 +47,10 @@ pub(crate) enum Phase {
     Ended,
 }
 
+/// Who sent a request: an extension of it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Peer(pub(crate) SocketAddr);
+
 /// What a listener allows.
 #[derive(Debug, Clone)]
 pub(crate) struct Limits {
@@ -101,7 +105,7 @@ impl Server {
         let connections = Arc::new(Semaphore::new(self.limits.max_connections));
         let turning_away = Arc::new(Semaphore::new(MAX_TURNED_AWAY));
         let is_closed = Arc::new(AtomicBool::new(false));
-        let admit = |stream: TcpStream| {
+        let admit = |stream: TcpStream, peer: SocketAddr| {
             let Ok(permit) = connections.clone().try_acquire_owned() else {
                 on_turned_away();
                 if let (Ok(permit), None) = (turning_away.clone().try_acquire_owned(), &self.tls) {
@@ -114,6 +118,7 @@ impl Server {
                 tls: self.tls.as_ref().map(|tls| tls.borrow().clone()),
                 phase: self.phase.clone(),
                 is_closed: is_closed.clone(),
+                peer: Peer(peer),
                 _permit: permit,
             };
             tokio::spawn(connection.serve(stream, service.clone()));
@@ -123,7 +128,7 @@ impl Server {
         loop {
             tokio::select! {
                 accepted = self.listener.accept() => match accepted {
-                    Ok((stream, _)) => admit(stream),
+                    Ok((stream, peer)) => admit(stream, peer),
                     // Usually out of file descriptors: retrying at once would spin.
                     Err(error) => {
                         tracing::warn!(%error, "cannot accept a connection");
@@ -136,10 +141,10 @@ impl Server {
         // Closing the listener would reset connections that the kernel has already accepted. Ask the
         // kernel itself, because tokio only learns of them at its next poll.
         if let Ok(listener) = self.listener.into_std() {
-            while let Ok((stream, _)) = listener.accept() {
+            while let Ok((stream, peer)) = listener.accept() {
                 let nonblocking = stream.set_nonblocking(true);
                 if let Ok(stream) = nonblocking.and_then(|()| TcpStream::from_std(stream)) {
-                    admit(stream);
+                    admit(stream, peer);
                 }
             }
         }
@@ -184,6 +189,7 @@ struct Connection {
     tls: Option<Arc<ServerConfig>>,
     phase: watch::Receiver<Phase>,
     is_closed: Arc<AtomicBool>,
+    peer: Peer,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -211,8 +217,9 @@ impl Connection {
         let activity = Arc::new(Activity::new(!is_http2));
         let io = Observed { io: TokioIo::new(io), activity: activity.clone() };
         let (phase, is_closed) = (self.phase.clone(), self.is_closed.clone());
-        let observed = activity.clone();
-        let service = service_fn(move |request: Request<Incoming>| {
+        let (observed, peer) = (activity.clone(), self.peer);
+        let service = service_fn(move |mut request: Request<Incoming>| {
+            request.extensions_mut().insert(peer);
             let busy = Busy::enter(observed.clone());
             let is_http1 = request.version() < Version::HTTP_2;
             let (phase, is_closed) = (phase.clone(), is_closed.clone());

@@ -1,16 +1,18 @@
 //! The sections of the configuration, each read by the module that uses it, and checked together. The keys
 //! are explained in `config/default.toml`.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use crate::config::value::count;
 use crate::config::{Faults, Keys, Value};
 use crate::sink::Terms;
-use crate::{admin, event, ingress, log, outbox, relay, sink};
+use crate::{admin, event, ingress, log, outbox, passthrough, relay, sink};
 
 #[derive(Debug, Clone)]
 pub struct Settings {
     pub(crate) ingress: ingress::Config,
+    pub(crate) passthrough: passthrough::Config,
     pub(crate) outbox: outbox::Config,
     pub(crate) relay: relay::Config,
     pub(crate) event: event::Config,
@@ -19,13 +21,29 @@ pub struct Settings {
     pub(crate) log: log::Config,
     worker_threads: usize,
     effective: Value,
+    /// What it was read from.
+    file: Option<PathBuf>,
+    set: Vec<String>,
 }
 
 impl Settings {
     /// Reads the file (or the one that `TOPIC_BRIDGE_CONFIG` names), the environment, and `set`,
     /// which holds `section.key=value` texts.
     pub fn load(file: Option<PathBuf>, set: &[String]) -> Result<Self, Faults> {
-        Keys::load(file, set).and_then(Self::read)
+        let settings = Keys::load(file.clone(), set).and_then(Self::read)?;
+        Ok(Settings { file, set: set.to_vec(), ..settings })
+    }
+
+    /// Reads the same sources again.
+    pub(crate) fn again(&self) -> Result<Self, Faults> {
+        Self::load(self.file.clone(), &self.set)
+    }
+
+    /// The keys whose effective values differ.
+    pub(crate) fn differences(&self, other: &Self) -> Vec<String> {
+        let (mine, theirs) = (leaves(&self.effective), leaves(&other.effective));
+        let keys: BTreeSet<_> = mine.keys().chain(theirs.keys()).collect();
+        keys.into_iter().filter(|key| mine.get(*key) != theirs.get(*key)).cloned().collect()
     }
 
     /// Reads only the outbox's path, for commands that need nothing else: other faults in the
@@ -50,6 +68,7 @@ impl Settings {
     fn sections(keys: &mut Keys) -> Self {
         Settings {
             ingress: ingress::Config::read(keys),
+            passthrough: passthrough::Config::read(keys),
             outbox: outbox::Config::read(keys),
             relay: relay::Config::read(keys),
             event: event::Config::read(keys),
@@ -58,6 +77,8 @@ impl Settings {
             log: log::Config::read(keys),
             worker_threads: keys.read("runtime.worker_threads", count),
             effective: Value::from(false), // until everything is read
+            file: None,
+            set: Vec::new(),
         }
     }
 
@@ -90,6 +111,24 @@ impl Settings {
     pub(crate) fn effective_json(&self) -> String {
         serde_json::to_string_pretty(&self.effective).expect("figment values are JSON values")
     }
+}
+
+/// Every value that is not a section, by its key.
+fn leaves(value: &Value) -> BTreeMap<String, String> {
+    fn collect(value: &Value, at: &str, found: &mut BTreeMap<String, String>) {
+        let Value::Dict(_, dict) = value else {
+            let shown = serde_json::to_string(value).expect("figment values are JSON values");
+            found.insert(at.to_owned(), shown);
+            return;
+        };
+        for (key, value) in dict {
+            let key = if at.is_empty() { key.clone() } else { format!("{at}.{key}") };
+            collect(value, &key, found);
+        }
+    }
+    let mut found = BTreeMap::new();
+    collect(value, "", &mut found);
+    found
 }
 
 #[cfg(test)]

@@ -2,6 +2,9 @@
 //! [`verify`] is the only way to get one, and the body is only read for a verified query. Pure: the time
 //! is an argument.
 //!
+//! A refusal has two texts: the [`Answer`] for the client, and for the operator which check failed and by how
+//! much, without any token or signature.
+//!
 //! `Sign` is the lower-case hex of `sha256(token + RequestTime)`. It covers neither the body nor the
 //! other parameters: it only proves that the sender knows the token; HTTPS protects the rest.
 
@@ -35,6 +38,14 @@ impl<'q> Verified<'q> {
     }
 }
 
+/// A request that is not authentic.
+#[derive(Debug)]
+pub(crate) struct Refused {
+    pub(crate) answer: Answer,
+    /// For the operator: which check failed, and by how much.
+    pub(crate) reason: String,
+}
+
 /// Checks app, signature and age, in this order. `now` and `max_skew` are in whole seconds, as
 /// `RequestTime` is; a difference of exactly `max_skew` is still fresh.
 pub(crate) fn verify<'q>(
@@ -42,32 +53,61 @@ pub(crate) fn verify<'q>(
     query: Query<'q>,
     now: u64,
     max_skew: u64,
-) -> Result<Verified<'q>, Answer> {
-    let app = query
-        .sdk_app_id
-        .and_then(|id| apps.iter().find(|app| app.sdk_app_id == id))
-        .ok_or(Answer::UnknownApp)?;
-    let verified = |query| Ok(Verified { sdk_app_id: app.sdk_app_id, query });
+) -> Result<Verified<'q>, Refused> {
+    let app = query.sdk_app_id.and_then(|id| apps.iter().find(|app| app.sdk_app_id == id));
+    let app = app.ok_or_else(|| unknown_app(apps, query.sdk_app_id))?;
+    let id = app.sdk_app_id;
+    let verified = |query| Ok(Verified { sdk_app_id: id, query });
+    let refused = |told: &'static str, reason: String| {
+        Err(Refused { answer: Answer::Unauthenticated(told), reason })
+    };
 
     let Some(sign) = &query.sign else {
         if app.allow_unsigned {
             return verified(query);
         }
-        return Err(Answer::Unauthenticated("Sign is missing"));
+        let reason = format!("Sign is missing, and app {id} has no allow_unsigned");
+        return refused("Sign is missing", reason);
     };
     let Some(request_time) = &query.request_time else {
-        return Err(Answer::Unauthenticated("RequestTime is missing"));
+        return refused("RequestTime is missing", "RequestTime is missing".into());
     };
     let Some(seconds) = digits(request_time) else {
-        return Err(Answer::Unauthenticated("RequestTime is not a Unix time in seconds"));
+        let told = "RequestTime is not a Unix time in seconds";
+        return refused(told, told.into());
     };
     if !is_signed_by_any(&app.tokens, request_time, sign) {
-        return Err(Answer::Unauthenticated("Sign is wrong"));
+        let reason = match (app.tokens.len(), sign.len()) {
+            (0, _) => format!("Sign is there, and app {id} has no token to check it with"),
+            (_, 64) => format!("signed with none of the {} tokens of app {id}", app.tokens.len()),
+            (_, length) => format!("Sign has {length} characters, a SHA-256 in hex has 64"),
+        };
+        return refused(
+            "Sign is wrong",
+            reason.replace("none of the 1 tokens", "another token than that"),
+        );
     }
     if seconds.abs_diff(now) > max_skew {
-        return Err(Answer::Stale { max_skew_seconds: max_skew });
+        let side = if seconds < now { "behind" } else { "ahead of" };
+        let distance = seconds.abs_diff(now);
+        return Err(Refused {
+            answer: Answer::Stale { max_skew_seconds: max_skew },
+            reason: format!(
+                "RequestTime is {distance} s {side} this host's clock, ingress.max_skew is {max_skew} s"
+            ),
+        });
     }
     verified(query)
+}
+
+fn unknown_app(apps: &[App], asked: Option<u64>) -> Refused {
+    let known: Vec<_> = apps.iter().map(|app| app.sdk_app_id.to_string()).collect();
+    let known = known.join(", ");
+    let reason = match asked {
+        Some(id) => format!("app {id} is not configured, only {known}"),
+        None => format!("SdkAppid is missing, or not a number; configured is {known}"),
+    };
+    Refused { answer: Answer::UnknownApp, reason }
 }
 
 /// Takes the same time for a wrong signature as for a right one, whichever token matches.
@@ -114,7 +154,7 @@ mod tests {
         ];
         let found = verify(&apps, Query::parse(query), now, 60)
             .map(|verified| verified.sdk_app_id)
-            .map_err(|answer| answer.codes());
+            .map_err(|refused| refused.answer.codes());
         assert_eq!(found, expected, "{query}");
     }
 
@@ -156,6 +196,38 @@ mod tests {
         check(&signed(1, NOW, XXXXYYYY), NOW + 61, Err((401, 40102)));
         check(&signed(1, NOW, XXXXYYYY), NOW - 61, Err((401, 40102)));
         check(&signed(1, NOW, A_5895), NOW + 61, Err((401, 40101)));
+    }
+
+    #[test]
+    fn a_reason_says_by_how_much_and_never_with_what() {
+        let token = |text: &str| Secret::new(text);
+        let apps = [
+            App {
+                sdk_app_id: 1,
+                tokens: vec![token("xxxxyyyy"), token("b")],
+                allow_unsigned: false,
+            },
+            App { sdk_app_id: 2, tokens: vec![token("b")], allow_unsigned: false },
+            App { sdk_app_id: 3, tokens: vec![], allow_unsigned: true },
+        ];
+        let check = |query: &str, now: u64, expected: &str| {
+            let refused = verify(&apps, Query::parse(query), now, 60).unwrap_err();
+            assert_eq!(refused.reason, expected, "{query}");
+        };
+        let signed = |app: u64, sign: &str| format!("SdkAppid={app}&RequestTime={NOW}&Sign={sign}");
+        check("", NOW, "SdkAppid is missing, or not a number; configured is 1, 2, 3");
+        check("SdkAppid=9", NOW, "app 9 is not configured, only 1, 2, 3");
+        check("SdkAppid=1", NOW, "Sign is missing, and app 1 has no allow_unsigned");
+        check("SdkAppid=1&Sign=x", NOW, "RequestTime is missing");
+        check(&signed(1, A_2112), NOW, "signed with none of the 2 tokens of app 1");
+        check(&signed(2, A_2112), NOW, "signed with another token than that of app 2");
+        check(&signed(3, A_2112), NOW, "Sign is there, and app 3 has no token to check it with");
+        check(&signed(1, "abc"), NOW, "Sign has 3 characters, a SHA-256 in hex has 64");
+        let good = signed(1, XXXXYYYY);
+        let text = "RequestTime is 75 s behind this host's clock, ingress.max_skew is 60 s";
+        check(&good, NOW + 75, text);
+        let text = "RequestTime is 61 s ahead of this host's clock, ingress.max_skew is 60 s";
+        check(&good, NOW - 61, text);
     }
 
     #[test]

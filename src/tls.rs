@@ -11,7 +11,7 @@ use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
-use tokio_rustls::rustls::{RootCertStore, ServerConfig};
+use tokio_rustls::rustls::{ClientConfig, RootCertStore, ServerConfig};
 
 /// Certificate chain, key, and the CA for client certificates, if those are required: PEM files.
 #[derive(Debug, Clone)]
@@ -91,6 +91,22 @@ fn load(files: &TlsFiles) -> anyhow::Result<ServerConfig> {
     })?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(config)
+}
+
+/// What a client trusts: the public authorities, and those in `ca_file`.
+pub(crate) fn client(ca_file: Option<&Path>) -> anyhow::Result<ClientConfig> {
+    let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
+    if let Some(path) = ca_file {
+        for certificate in certificates(path)? {
+            let name = path.display();
+            roots.add(certificate).with_context(|| format!("{name} holds no CA certificate"))?;
+        }
+    }
+    let provider = Arc::new(ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .context("the TLS provider knows no protocol version")?;
+    Ok(builder.with_root_certificates(roots).with_no_client_auth())
 }
 
 pub(crate) fn certificates(path: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use tokio::runtime::Builder;
 
+use crate::passthrough::Passthrough;
 use crate::settings::Settings;
 use crate::sink::{Finding, Health, Sink};
 
@@ -15,8 +16,9 @@ pub struct Args {
     /// Print JSON instead of TOML. With --connect it holds "configuration" and "findings".
     #[arg(long)]
     json: bool,
-    /// Also try the sink: is it there, does it let the bridge in, has it what the bridge needs? Changes
-    /// nothing there, and fails if no event could be delivered.
+    /// Also try the sink: is it there, does it let the bridge in, has it what the bridge needs? And the backend
+    /// behind the passthrough. Changes nothing there, and fails if no event could be delivered, or no callback
+    /// forwarded.
     #[arg(long)]
     connect: bool,
 }
@@ -47,9 +49,25 @@ pub fn run(args: &Args, file: Option<PathBuf>, set: &[String]) -> anyhow::Result
 fn examine(settings: &Settings) -> anyhow::Result<Vec<Finding>> {
     let runtime = Builder::new_current_thread().enable_all().build();
     let runtime = runtime.context("cannot start the runtime")?;
-    let findings = runtime.block_on(Sink::examine(&settings.sink, &settings.terms()))?;
+    let findings = runtime.block_on(async {
+        let mut findings = Sink::examine(&settings.sink, &settings.terms()).await?;
+        findings.extend(passthrough(settings).await);
+        anyhow::Ok(findings)
+    })?;
     runtime.shutdown_background(); // a client's thread may still wait for its broker
     Ok(findings)
+}
+
+/// The backend behind the passthrough, if there is one.
+async fn passthrough(settings: &Settings) -> Option<Finding> {
+    let (verdict, text) = match Passthrough::examine(&settings.passthrough).await? {
+        Ok(text) => (Health::Good, text),
+        Err(text) => (
+            Health::Bad,
+            text + ": callbacks of other commands would be answered OK and not forwarded",
+        ),
+    };
+    Some(Finding { point: "passthrough", verdict, text })
 }
 
 fn json(finding: &Finding) -> serde_json::Value {

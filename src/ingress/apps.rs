@@ -1,5 +1,7 @@
 //! `[[apps]]`: whose callbacks are accepted, and how they are authenticated.
 
+use std::path::{Path, PathBuf};
+
 use crate::config::value::{flag, secret_file, text, whole};
 use crate::config::{Keys, Value, suggest};
 use crate::secret::Secret;
@@ -15,8 +17,36 @@ const NO_APPS: &str = "no app is configured, so no callback could be accepted; w
 
 const APP_KEYS: [&str; 4] = ["sdk_app_id", "tokens", "token_files", "allow_unsigned"];
 
+/// An app as it is configured: its token files can change while the bridge runs.
+#[derive(Debug, Clone)]
+pub(crate) struct AppConfig {
+    pub(crate) sdk_app_id: u64,
+    tokens: Vec<Secret>,
+    pub(super) token_files: Vec<PathBuf>,
+    pub(crate) allow_unsigned: bool,
+}
+
+impl AppConfig {
+    /// The app with its tokens, read from their files now. An error names the file.
+    pub(super) fn load(&self) -> Result<App, String> {
+        let mut tokens = self.tokens.clone();
+        for path in &self.token_files {
+            tokens.push(
+                token_in(path).map_err(|reason| format!("app {}: {reason}", self.sdk_app_id))?,
+            );
+        }
+        let AppConfig { sdk_app_id, allow_unsigned, .. } = *self;
+        Ok(App { sdk_app_id, tokens, allow_unsigned })
+    }
+}
+
+fn token_in(path: &Path) -> Result<Secret, String> {
+    let text = secret_file(path)?;
+    token(text).map_err(|reason| format!("{}: {reason}", path.display()))
+}
+
 /// The list of apps: tables in a file, or text of the same form in a variable.
-pub(super) fn read(keys: &mut Keys) -> Vec<App> {
+pub(super) fn read(keys: &mut Keys) -> Vec<AppConfig> {
     let Some(value) = keys.take("apps") else {
         return Vec::new();
     };
@@ -27,7 +57,7 @@ pub(super) fn read(keys: &mut Keys) -> Vec<App> {
             return Vec::new();
         }
     };
-    let mut apps: Vec<App> = Vec::new();
+    let mut apps: Vec<AppConfig> = Vec::new();
     for (index, entry) in list.iter().enumerate() {
         let mut faults = Vec::new();
         let app = app(entry, &mut faults);
@@ -67,8 +97,9 @@ fn list(value: &Value) -> Result<Vec<Value>, String> {
     }
 }
 
-fn app(entry: &Value, faults: &mut Vec<(String, String)>) -> App {
-    let mut app = App { sdk_app_id: 0, tokens: Vec::new(), allow_unsigned: false };
+fn app(entry: &Value, faults: &mut Vec<(String, String)>) -> AppConfig {
+    let (tokens, token_files) = (Vec::new(), Vec::new());
+    let mut app = AppConfig { sdk_app_id: 0, tokens, token_files, allow_unsigned: false };
     let mut fault = |key: &str, reason: String| faults.push((format!(".{key}"), reason));
 
     match entry.find_ref("sdk_app_id").map(whole) {
@@ -89,18 +120,17 @@ fn app(entry: &Value, faults: &mut Vec<(String, String)>) -> App {
             continue;
         };
         for item in items {
-            match text(item)
-                .and_then(
-                    |text| if is_file { secret_file(text.as_ref()) } else { Ok(text.to_owned()) },
-                )
-                .and_then(token)
-            {
-                Ok(token) => app.tokens.push(token),
-                Err(reason) => fault(key, reason),
+            let read = text(item).and_then(|text| match is_file {
+                true => token_in(text.as_ref()).map(|_| app.token_files.push(text.into())),
+                false => token(text.to_owned()).map(|token| app.tokens.push(token)),
+            });
+            if let Err(reason) = read {
+                fault(key, reason);
             }
         }
     }
-    if app.tokens.is_empty() && !app.allow_unsigned && faults.is_empty() {
+    let has_tokens = !app.tokens.is_empty() || !app.token_files.is_empty();
+    if !has_tokens && !app.allow_unsigned && faults.is_empty() {
         faults.push((
             "".into(),
             "has no tokens, so no callback could be authentic; name tokens or token_files (or \

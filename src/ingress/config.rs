@@ -4,10 +4,11 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::apps;
-use crate::config::value::{address, count, duration, file, flag, positive_duration, size, text};
+use super::apps::{self, AppConfig};
+use crate::config::value::{
+    address, choice, count, duration, file, flag, positive_duration, size, text,
+};
 use crate::config::{Keys, Value};
-use crate::signature::App;
 use crate::tls::TlsFiles;
 
 #[derive(Debug, Clone)]
@@ -17,6 +18,8 @@ pub(crate) struct Config {
     pub(crate) max_body_bytes: u64,
     pub(crate) request_timeout: Duration,
     pub(crate) ack_deadline: Duration,
+    /// With `answer = "delivered"`: until when an answer waits for the broker.
+    pub(crate) delivered_by: Option<Duration>,
     pub(crate) header_timeout: Duration,
     pub(crate) idle_timeout: Duration,
     pub(crate) max_skew_seconds: u64,
@@ -24,7 +27,7 @@ pub(crate) struct Config {
     pub(crate) max_connections: usize,
     pub(crate) drain_delay: Duration,
     pub(crate) tls: Option<TlsFiles>,
-    pub(crate) apps: Vec<App>,
+    pub(crate) apps: Vec<AppConfig>,
 }
 
 impl Config {
@@ -35,6 +38,7 @@ impl Config {
             max_body_bytes: keys.read("ingress.max_body_bytes", size),
             request_timeout: keys.read("ingress.request_timeout", positive_duration),
             ack_deadline: keys.read("ingress.ack_deadline", positive_duration),
+            delivered_by: delivered_by(keys),
             header_timeout: keys.read("ingress.header_timeout", positive_duration),
             idle_timeout: keys.read("ingress.idle_timeout", positive_duration),
             max_skew_seconds: keys.read("ingress.max_skew", whole_seconds),
@@ -57,6 +61,13 @@ impl Config {
         }
         config
     }
+}
+
+fn delivered_by(keys: &mut Keys) -> Option<Duration> {
+    let waits =
+        keys.read("ingress.answer", |v| choice(v, &[("durable", false), ("delivered", true)]));
+    let by = keys.read("ingress.delivered_by", positive_duration);
+    waits.then_some(by)
 }
 
 fn tls_files(keys: &mut Keys) -> Option<TlsFiles> {

@@ -75,11 +75,23 @@ pub(super) struct Written {
     pub(super) appends: Vec<Outcome>,
     pub(super) quarantined: Vec<Outcome>,
     pub(super) accepted: u64,
+    /// Of those, the ones whose answer also waits for the broker: whoever waits counts them.
+    pub(super) confirmed: u64,
+    /// The appends whose answer waits for the broker: which one of the batch, and its event's position.
+    pub(super) confirming: Vec<(usize, u64)>,
     pub(super) kept: u64,
     pub(super) bytes: u64,
     pub(super) settled_through: Option<u64>,
     pub(super) change: Change,
     pub(super) trimmed_through: Option<u64>,
+}
+
+impl Written {
+    fn is_at(&mut self, index: usize, position: u64, record: &Record) {
+        if record.confirm.is_some() {
+            self.confirming.push((index, position));
+        }
+    }
 }
 
 /// How much may still be written, and the refusal once it is used up.
@@ -108,17 +120,18 @@ pub(super) fn append(
         return Ok(());
     }
     let mut insertion = inserting(transaction, "events")?;
-    for (record, _) in &batch.appends {
+    for (index, (record, _)) in batch.appends.iter().enumerate() {
         let position = newest + written.accepted + 1;
         let before = match ids.seen(transaction, record.event.id, now, position - 1)? {
-            Seen::InsideWindow => {
+            Seen::InsideWindow(position) => {
+                written.is_at(index, position, record);
                 written.appends.push(Ok(Receipt::Duplicate));
                 continue;
             }
             Seen::BeforeWindow(before) => Some(before),
             Seen::Never => None,
         };
-        let Record { accepted_at, event, traceparent } = record;
+        let Record { accepted_at, event, traceparent, confirm } = record;
         let id = match before {
             Some(_) => recreated_id(event.id, *accepted_at),
             None => event.id,
@@ -134,6 +147,8 @@ pub(super) fn append(
         ids.remember(transaction, record.event.id, position, now, before)?;
         written.bytes += cost;
         written.accepted += 1;
+        written.confirmed += u64::from(confirm.is_some());
+        written.is_at(index, position, record);
         written.appends.push(Ok(Receipt::Accepted));
     }
     Ok(())

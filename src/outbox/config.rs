@@ -28,6 +28,17 @@ pub(crate) enum Sync {
     Off,
 }
 
+impl Sync {
+    /// As `PRAGMA synchronous` calls it.
+    pub(super) fn pragma(self) -> &'static str {
+        match self {
+            Sync::Full => "FULL",
+            Sync::Normal => "NORMAL",
+            Sync::Off => "OFF",
+        }
+    }
+}
+
 impl Config {
     pub(crate) fn read(keys: &mut Keys) -> Self {
         Config {

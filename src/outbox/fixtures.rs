@@ -52,7 +52,7 @@ pub(crate) fn record(topic_id: &str, accepted_at: Timestamp) -> Record {
         platform: None,
         data: format!(r#"{{"sdk_app_id":1,"topic_id":{topic_id:?}}}"#),
     };
-    Record { accepted_at, event, traceparent: None }
+    Record { accepted_at, event, traceparent: None, confirm: None }
 }
 
 /// The position, id and topic of every event that is kept.
@@ -60,4 +60,12 @@ pub(crate) fn kept(outbox: &Outbox) -> Vec<(u64, Uuid, String)> {
     let slots = outbox.reader().unwrap().run_here(|reading| reading.after(0, 10_000)).unwrap();
     let events = slots.into_iter().map(|slot| slot.unwrap());
     events.map(|stored| (stored.position, stored.event.id, stored.event.topic_id)).collect()
+}
+
+impl Record {
+    /// The same callback once more.
+    pub(crate) fn again(&self) -> Self {
+        let (event, traceparent) = (self.event.clone(), self.traceparent.clone());
+        Record { accepted_at: self.accepted_at, event, traceparent, confirm: None }
+    }
 }

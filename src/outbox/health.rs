@@ -144,10 +144,15 @@ impl Condition {
 impl Shared {
     /// How long the commit in progress (or else the last one) has taken, if that is too long.
     pub(super) fn slow_commit(&self, now: Timestamp) -> Option<Duration> {
+        let taken = self.longest_commit(now);
+        (taken >= self.slow.load(Relaxed)).then(|| Duration::from_millis(taken))
+    }
+
+    /// Milliseconds that the commit in progress has taken, or the last one.
+    pub(super) fn longest_commit(&self, now: Timestamp) -> u64 {
         let started = self.commit_started.load(Relaxed);
         let running = if started == 0 { 0 } else { now.as_millis().saturating_sub(started) };
-        let taken = running.max(self.commit_took.load(Relaxed));
-        (taken >= self.slow.load(Relaxed)).then(|| Duration::from_millis(taken))
+        running.max(self.commit_took.load(Relaxed))
     }
 }
 

@@ -21,8 +21,8 @@ const FORGET_AT_ONCE: u64 = 1024;
 #[derive(Debug, PartialEq)]
 pub(super) enum Seen {
     Never,
-    /// The platform's retry, not another event.
-    InsideWindow,
+    /// The platform's retry, not another event. The position is that of the event.
+    InsideWindow(u64),
     /// The topic was deleted and recreated: another event. The position is that of the previous one.
     BeforeWindow(u64),
 }
@@ -98,7 +98,9 @@ impl Ids {
             let at: Option<Timestamp> = statement.query_row(row, |row| row.get(0)).optional()?;
             match at {
                 None => {} // another id with the same hash
-                Some(at) if now.distance(at) < self.window => return Ok(Seen::InsideWindow),
+                Some(at) if now.distance(at) < self.window => {
+                    return Ok(Seen::InsideWindow(position));
+                }
                 Some(_) => return Ok(Seen::BeforeWindow(position)),
             }
         }
@@ -252,7 +254,7 @@ mod tests {
             let id = Uuid::from_u128(number << 96 | number);
             let seen = self.seen(number, now);
             let before = match seen {
-                Seen::InsideWindow => return seen,
+                Seen::InsideWindow(_) => return seen,
                 Seen::BeforeWindow(before) => Some(before),
                 Seen::Never => None,
             };
@@ -273,9 +275,9 @@ mod tests {
         let mut bench = Bench::new(600, 10_000, 10);
         assert_eq!(bench.create(1, 5000), Seen::Never);
         for (now, expected) in [
-            (5599, Seen::InsideWindow),
+            (5599, Seen::InsideWindow(1)),
             (5600, Seen::BeforeWindow(1)),
-            (4401, Seen::InsideWindow),
+            (4401, Seen::InsideWindow(1)),
             (4400, Seen::BeforeWindow(1)),
         ] {
             assert_eq!(bench.seen(1, now), expected, "{now}");
@@ -287,7 +289,7 @@ mod tests {
         let mut bench = Bench::new(600, 10_000, 10);
         bench.create(1, 1000);
         assert_eq!(bench.create(1, 2000), Seen::BeforeWindow(1));
-        assert_eq!(bench.create(1, 2100), Seen::InsideWindow);
+        assert_eq!(bench.create(1, 2100), Seen::InsideWindow(2));
         bench.reload(2100);
         assert_eq!(bench.create(1, 3000), Seen::BeforeWindow(2));
         assert_eq!(bench.ids.len(), 1);
@@ -339,7 +341,7 @@ mod tests {
         bench.create(2, 1_000_000);
         bench.reload(5000);
         assert_eq!(bench.create(1, 5000), Seen::BeforeWindow(1));
-        assert_eq!(bench.create(1, 5001), Seen::InsideWindow);
+        assert_eq!(bench.create(1, 5001), Seen::InsideWindow(3));
         bench.ids.forget(&bench.connection, at(5000)).unwrap();
         assert_eq!(bench.ids.len(), 2);
         bench.ids.forget(&bench.connection, at(6001)).unwrap();

@@ -25,6 +25,7 @@
 
 mod batch;
 mod config;
+mod confirmations;
 mod connection;
 #[cfg(test)]
 pub(crate) mod fixtures;
@@ -62,6 +63,7 @@ use crate::metrics::Metrics;
 use crate::time::{Clock, Timestamp};
 
 pub(crate) use config::{Config, Sync};
+use confirmations::Confirmations;
 pub(crate) use health::Health;
 pub(crate) use lists::{Kept, List, Status};
 use lock::Lock;
@@ -77,12 +79,15 @@ pub(crate) struct ReadError(String);
 pub(crate) type ReadResult<T> = Result<T, ReadError>;
 
 /// An accepted event on its way in.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Record {
     pub(crate) accepted_at: Timestamp,
     /// Carries the id of the topic's first creation.
     pub(crate) event: Envelope,
     pub(crate) traceparent: Option<String>,
+    /// Completes when the event is delivered, and fails if it never will be. Whoever waits for it also counts
+    /// the callback, which the outbox does otherwise.
+    pub(crate) confirm: Option<oneshot::Sender<()>>,
 }
 
 /// An authentic callback that could not be understood, with everything needed to try it again.
@@ -161,6 +166,7 @@ struct Shared {
     quarantined: AtomicU64,
     bytes: AtomicU64,
     log_bytes: AtomicU64,
+    confirmations: Confirmations,
     /// When the commit in progress started (0: none), how long the last one took, and from when on a
     /// commit is too slow: milliseconds on the steady clock.
     commit_started: AtomicU64,
@@ -278,6 +284,16 @@ impl Outbox {
         receiver
     }
 
+    /// The broker has confirmed the event at this position: tells who waits for that.
+    pub(crate) fn confirm(&self, position: u64) {
+        self.shared.confirmations.settle(position, true);
+    }
+
+    /// The event at this position will not be delivered.
+    pub(crate) fn give_up(&self, position: u64) {
+        self.shared.confirmations.settle(position, false);
+    }
+
     /// The position of the last durable event; a change wakes those who wait for new events.
     pub(crate) fn last(&self) -> watch::Receiver<u64> {
         self.last.clone()
@@ -298,6 +314,11 @@ impl Outbox {
         Some(format!(
             "a commit has taken {taken:?}, so callbacks are answered 503: is the disk overloaded?"
         ))
+    }
+
+    /// How long the commit in progress has taken, or the last one, whichever is longer.
+    pub(crate) fn longest_commit(&self) -> Duration {
+        Duration::from_millis(self.shared.longest_commit(self.clock.steady()))
     }
 
     /// The clock by which the outbox compares times.

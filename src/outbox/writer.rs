@@ -13,6 +13,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::{oneshot, watch};
 
 use super::batch::{self, Answers, Batch, Room, Written};
+use super::confirmations;
 use super::health::{Condition, StorageError};
 use super::history::{self, History};
 use super::ids::{Ids, Seen};
@@ -277,7 +278,7 @@ impl Writer {
             configured => configured,
         };
         if self.sync != Some(sync) {
-            self.connection.pragma_update(None, "synchronous", name_of(sync))?;
+            self.connection.pragma_update(None, "synchronous", sync.pragma())?;
             self.sync = Some(sync);
         }
         Ok(())
@@ -292,9 +293,14 @@ impl Writer {
     }
 
     /// Applies what was committed, and answers.
-    pub(super) fn apply(&mut self, batch: Batch, written: Written) -> Result<(), String> {
+    pub(super) fn apply(&mut self, mut batch: Batch, written: Written) -> Result<(), String> {
         self.ids.commit();
         self.position += written.accepted;
+        for (index, position) in &written.confirming {
+            if let Some(waiter) = batch.appends[*index].0.confirm.take() {
+                confirmations::expect(&self.connection, &self.shared, *position, waiter);
+            }
+        }
         // Set before any answer, so that a client with an answer finds its event. Those who wait for
         // events are woken after the answers, which are more urgent.
         let newest = self.position;
@@ -344,7 +350,8 @@ impl Writer {
     /// Counts the outcomes of the callbacks, and logs what is new.
     fn count(&mut self, written: &Written) {
         let duplicates = written.appends.iter().filter(|o| **o == Ok(Receipt::Duplicate)).count();
-        self.metrics.count_many(CallbackOutcome::Accepted, written.accepted);
+        let accepted = written.accepted - written.confirmed;
+        self.metrics.count_many(CallbackOutcome::Accepted, accepted);
         self.metrics.count_many(CallbackOutcome::Duplicate, duplicates as u64);
         let outcomes = written.appends.iter().chain(&written.quarantined);
         match outcomes.clone().find_map(|outcome| outcome.err()) {
@@ -376,7 +383,7 @@ impl Writer {
         for (record, _) in &batch.appends {
             let seen = self.ids.seen(&self.connection, record.event.id, now, self.position);
             outcomes.push(match seen {
-                Ok(Seen::InsideWindow) => Ok(Receipt::Duplicate),
+                Ok(Seen::InsideWindow(_)) => Ok(Receipt::Duplicate),
                 _ => Err(Refusal::DiskFull),
             });
         }
@@ -438,12 +445,4 @@ impl Writer {
 
 fn add(gauge: &std::sync::atomic::AtomicU64, change: i64) {
     let _ = gauge.fetch_update(Relaxed, Relaxed, |value| Some(value.saturating_add_signed(change)));
-}
-
-fn name_of(sync: Sync) -> &'static str {
-    match sync {
-        Sync::Full => "FULL",
-        Sync::Normal => "NORMAL",
-        Sync::Off => "OFF",
-    }
 }

@@ -32,8 +32,12 @@ impl Relay {
                     self.metrics.delivery_seconds.observe(took.as_secs_f64());
                     self.metrics.published.inc();
                     self.delivered_at = Some(self.moment());
+                    self.outbox.confirm(event.position);
                 }
                 Some(reason) => {
+                    if matches!(verdict, Verdict::Refused(_)) {
+                        self.outbox.give_up(event.position);
+                    }
                     self.metrics.publish_errors.with_label_values(&[reason.kind.name()]).inc();
                 }
             }

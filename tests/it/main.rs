@@ -7,6 +7,7 @@
     reason = "a test may unwrap, also outside of its own function; nothing depends on this crate"
 )]
 
+mod backend;
 mod bridge;
 mod broker;
 mod http;
@@ -36,6 +37,7 @@ mod migration;
 mod nats;
 mod one_process;
 mod outages;
+mod passthrough;
 mod platform;
 mod power_cut;
 mod rabbitmq;

@@ -19,11 +19,10 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::ServerName;
-use tokio_rustls::rustls::{ClientConfig, RootCertStore, crypto};
 
 use super::report::FailureKind::{Closed, Garbled, Refused, Timeout};
 use super::report::{Failure, Outcome};
-use crate::tls::certificates;
+use crate::tls;
 
 /// An answer is three short fields; whoever answers with more is not read to the end.
 const MAX_ANSWER_BYTES: usize = 64 * 1024;
@@ -76,19 +75,7 @@ async fn handshake(
 }
 
 fn tls(ca_file: Option<&Path>) -> anyhow::Result<TlsConnector> {
-    let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
-    if let Some(path) = ca_file {
-        for certificate in certificates(path)? {
-            let name = path.display();
-            roots.add(certificate).with_context(|| format!("{name} holds no CA certificate"))?;
-        }
-    }
-    let provider = Arc::new(crypto::ring::default_provider());
-    let mut config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .context("the TLS provider knows no protocol version")?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
+    let mut config = tls::client(ca_file)?;
     // The platform speaks HTTP/1.1, so a receiver that prefers HTTP/2 must not be given the choice.
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(TlsConnector::from(Arc::new(config)))

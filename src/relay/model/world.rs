@@ -184,7 +184,7 @@ impl World {
             is_disk_full: self.is_disk_full,
         };
         let submissions = callbacks.iter().map(|callback| match callback {
-            Ok(record) => Submission::Event(record.clone()),
+            Ok(record) => Submission::Event(record.again()),
             Err(size) => Submission::Malformed(malformed(*size, wall)),
         });
         let answers = self.outbox.submit_together(submissions.collect());

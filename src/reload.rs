@@ -1,0 +1,49 @@
+//! What SIGHUP takes up without a restart: the apps with their tokens, and the log's level, from the whole
+//! configuration. A faulty one changes nothing. What changed is logged by name, never by value.
+
+use std::sync::Arc;
+
+use crate::ingress::Apps;
+use crate::settings::Settings;
+
+/// What can change while a bridge runs.
+pub struct Reload {
+    settings: Settings,
+    apps: Arc<Apps>,
+}
+
+impl Reload {
+    pub(crate) fn new(settings: Settings, apps: Arc<Apps>) -> Self {
+        Reload { settings, apps }
+    }
+
+    /// Reads the configuration again, and takes up what can be. Blocks.
+    pub fn again(&mut self) {
+        let settings = match self.settings.again() {
+            Ok(settings) => settings,
+            Err(faults) => {
+                let faults = faults.to_string();
+                tracing::error!(
+                    faults,
+                    "the configuration is not taken up: the old one stays in force"
+                );
+                return;
+            }
+        };
+        let changes = match self.apps.replace(settings.ingress.apps.clone()) {
+            Ok(changes) => changes,
+            Err(reason) => {
+                tracing::error!(reason, "the apps are not taken up: the old ones stay in force");
+                return;
+            }
+        };
+        let is_taken_up = |key: &String| key == "apps";
+        let differences = self.settings.differences(&settings);
+        let (_, need_restart): (Vec<_>, Vec<_>) = differences.into_iter().partition(is_taken_up);
+        tracing::info!(changes = changes.join("; "), "took up the configuration");
+        if !need_restart.is_empty() {
+            let keys = need_restart.join(", ");
+            tracing::warn!(keys, "these have changed, too, and take a restart");
+        }
+    }
+}
