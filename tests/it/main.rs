@@ -29,6 +29,7 @@ mod consumers;
 mod crash;
 mod cuts;
 mod damage;
+mod delivered;
 mod disk;
 mod files;
 mod identity;
