@@ -4,26 +4,30 @@
 //! Parsing is tolerant where the platform is loose (parameter names in any case, numbers sent as text,
 //! unknown fields) and strict where an event would otherwise be wrong.
 
+mod commands;
+mod unknown;
+
 use std::borrow::Cow;
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::RangeInclusive;
 
-use serde::de::{Deserializer as _, IgnoredAny, MapAccess, Visitor};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::time::Timestamp;
+pub(crate) use commands::{KNOWN_COMMANDS, command_in, command_label};
+use unknown::carried;
 
 /// The one command that becomes an event.
 pub(crate) const TOPIC_CREATED: &str = "Group.CallbackAfterCreateTopic";
 
-/// How deep an unknown value may be nested. Many JSON readers stop at 128 levels, and the event adds two
-/// of its own around it.
-const MAX_DEPTH: usize = 120;
-
-/// The last millisecond of the year 9999: RFC 3339 cannot represent a later time.
-const MAX_EVENT_TIME: u64 = 253_402_300_799_999;
+/// From the year 2000 to the last millisecond of 9999: the platform is younger, and RFC 3339 cannot represent
+/// a later time. The same moments in seconds are all earlier than this.
+const EVENT_TIMES: RangeInclusive<u64> = 946_684_800_000..=253_402_300_799_999;
 
 /// What the platform appends to the callback URL. Nothing here is checked yet.
 #[derive(Debug, Default, PartialEq)]
@@ -79,7 +83,8 @@ pub(crate) struct Callback<'a> {
     /// In the user's order; a key may be repeated. Absent unless the app has the feature enabled.
     pub(crate) custom_fields: Option<Vec<CustomField<'a>>>,
     pub(crate) event_time: Option<Timestamp>,
-    /// Fields that this program does not know: name and compact JSON text.
+    /// Fields that this program does not know, and an `EventTime` that is no time: name and compact JSON text,
+    /// which any strict reader can read.
     pub(crate) extra: BTreeMap<Cow<'a, str>, Cow<'a, str>>,
 }
 
@@ -100,6 +105,7 @@ impl<'a> Callback<'a> {
     pub(crate) fn parse(body: &'a [u8]) -> Result<Self, Malformed> {
         let text = std::str::from_utf8(body)
             .map_err(|error| malformed(format!("body is not UTF-8: {error}")))?;
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text); // a byte-order mark
         let field = Cell::new("");
         let mut json = serde_json::Deserializer::from_str(text);
         let body = json
@@ -107,36 +113,6 @@ impl<'a> Callback<'a> {
             .and_then(|body| json.end().map(|()| body))
             .map_err(|error| explain(&error, field.get()))?;
         body.check()
-    }
-}
-
-/// The `CallbackCommand` in a body, if the body is a JSON object and has one that is text.
-pub(crate) fn command_in(body: &[u8]) -> Option<Cow<'_, str>> {
-    let mut json = serde_json::Deserializer::from_slice(body);
-    let command = json.deserialize_map(CommandVisitor).ok()?;
-    json.end().ok()?;
-    command
-}
-
-struct CommandVisitor;
-
-impl<'de> Visitor<'de> for CommandVisitor {
-    type Value = Option<Cow<'de, str>>;
-
-    fn expecting(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
-        formatter.write_str("a JSON object")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut command = None;
-        while let Some(Text(key)) = map.next_key()? {
-            if key == "CallbackCommand" {
-                command = Some(map.next_value::<Text>()?.0);
-            } else {
-                map.next_value::<IgnoredAny>()?;
-            }
-        }
-        Ok(command)
     }
 }
 
@@ -166,7 +142,7 @@ struct RawBody<'a> {
     owner: Option<Cow<'a, str>>,
     group_type: Option<Cow<'a, str>>,
     name: Option<Cow<'a, str>>,
-    custom_fields: Option<Vec<RawCustomField<'a>>>,
+    custom_fields: Option<Vec<Object<'a>>>,
     event_time: Option<&'a RawValue>,
     extra: BTreeMap<Cow<'a, str>, &'a RawValue>,
 }
@@ -181,6 +157,29 @@ struct RawCustomField<'a> {
     key: Cow<'a, str>,
     #[serde(borrow, rename = "Value")]
     value: Cow<'a, str>,
+}
+
+/// Only from an object: serde also reads a struct from a list of its values.
+struct Object<'a>(RawCustomField<'a>);
+
+impl<'de> Deserialize<'de> for Object<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(ObjectVisitor)
+    }
+}
+
+struct ObjectVisitor;
+
+impl<'de> Visitor<'de> for ObjectVisitor {
+    type Value = Object<'de>;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        formatter.write_str("a JSON object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
+        RawCustomField::deserialize(MapAccessDeserializer::new(map)).map(Object)
+    }
 }
 
 /// Keeps the name of the field that is being read, for [`explain`].
@@ -241,12 +240,16 @@ impl<'a> RawBody<'a> {
             return Err(malformed("the CallbackCommand of the body is not that of the URL"));
         }
         let custom_fields = self.custom_fields.map(|fields| {
-            let lift = |RawCustomField { key, value }| CustomField { key, value };
+            let lift = |Object(RawCustomField { key, value })| CustomField { key, value };
             fields.into_iter().map(lift).collect()
         });
         let mut extra = BTreeMap::new();
         for (name, value) in self.extra {
-            extra.insert(name, compact(value.get())?);
+            extra.insert(name, carried(value.get())?);
+        }
+        let event_time = self.event_time.and_then(event_time);
+        if let (Some(no_time), None) = (self.event_time, event_time) {
+            extra.insert(Cow::Borrowed("EventTime"), carried(no_time.get())?);
         }
         Ok(Callback {
             group_id: filled("GroupId", self.group_id)?,
@@ -256,86 +259,20 @@ impl<'a> RawBody<'a> {
             group_type: required("Type", self.group_type)?,
             name: required("Name", self.name)?,
             custom_fields,
-            event_time: self.event_time.map(event_time).transpose()?.flatten(),
+            event_time,
             extra,
         })
     }
 }
 
-/// Documented as an integer, but shown in the platform's samples as a string: both are accepted.
-fn event_time(value: &RawValue) -> Result<Option<Timestamp>, Malformed> {
+/// Documented as an integer, but shown in the platform's samples as a string: both are accepted. What is
+/// not a time in milliseconds between 2000 and 9999 (seconds, a fraction, nothing) is not an event's time;
+/// nobody promised one, so it is no reason to refuse a callback.
+fn event_time(value: &RawValue) -> Option<Timestamp> {
     let text = value.get();
-    if text == "null" {
-        return Ok(None);
-    }
     let number = text.strip_prefix('"').and_then(|text| text.strip_suffix('"')).unwrap_or(text);
-    match digits(number) {
-        Some(time) if time <= MAX_EVENT_TIME => Ok(Some(Timestamp::from_millis(time))),
-        _ => Err(malformed("EventTime is not a time in milliseconds since the epoch")),
-    }
+    digits(number).filter(|time| EVENT_TIMES.contains(time)).map(Timestamp::from_millis)
 }
-
-/// JSON text without white space between its tokens, so that an event is always one line. Everything else
-/// stays exactly as it is: a 64-bit number, `1.0`, an escape.
-fn compact(json: &str) -> Result<Cow<'_, str>, Malformed> {
-    let (mut in_string, mut escaped, mut has_blanks) = (false, false, false);
-    let (mut depth, mut deepest) = (0_usize, 0_usize);
-    let mut kept = String::new();
-    for (at, char) in json.char_indices() {
-        let is_blank = !in_string && matches!(char, ' ' | '\t' | '\r' | '\n');
-        if is_blank && !has_blanks {
-            has_blanks = true;
-            kept.push_str(&json[..at]);
-        } else if !is_blank && has_blanks {
-            kept.push(char);
-        }
-        match char {
-            _ if escaped => escaped = false,
-            '\\' if in_string => escaped = true,
-            '"' => in_string = !in_string,
-            '[' | '{' if !in_string => depth += 1,
-            ']' | '}' if !in_string => depth = depth.saturating_sub(1),
-            _ => {}
-        }
-        deepest = deepest.max(depth);
-    }
-    if deepest > MAX_DEPTH {
-        return Err(malformed(format!("body nests {deepest} levels deep, limit is {MAX_DEPTH}")));
-    }
-    Ok(if has_blanks { Cow::Owned(kept) } else { Cow::Borrowed(json) })
-}
-
-/// The label under which another command is counted: from a closed set, so that no sender can add labels.
-pub(crate) fn command_label(command: &str) -> &'static str {
-    KNOWN_COMMANDS.iter().copied().find(|known| *known == command).unwrap_or("other")
-}
-
-pub(crate) const KNOWN_COMMANDS: [&str; 24] = [
-    "C2C.CallbackAfterMsgReport",
-    "C2C.CallbackAfterMsgWithDraw",
-    "C2C.CallbackAfterSendMsg",
-    "C2C.CallbackBeforeSendMsg",
-    "Group.CallbackAfterCreateGroup",
-    "Group.CallbackAfterGroupDestroyed",
-    "Group.CallbackAfterGroupFull",
-    "Group.CallbackAfterGroupInfoChanged",
-    "Group.CallbackAfterMemberExit",
-    "Group.CallbackAfterNewMemberJoin",
-    "Group.CallbackAfterRecallMsg",
-    "Group.CallbackAfterSendMsg",
-    "Group.CallbackAfterTopicDestroyed",
-    "Group.CallbackAfterTopicInfoChanged",
-    "Group.CallbackBeforeApplyJoinGroup",
-    "Group.CallbackBeforeCreateGroup",
-    "Group.CallbackBeforeCreateTopic",
-    "Group.CallbackBeforeInviteJoinGroup",
-    "Group.CallbackBeforeSendMsg",
-    "Profile.CallbackPortraitSet",
-    "Sns.CallbackFriendAdd",
-    "Sns.CallbackFriendDelete",
-    "State.StateChange",
-    "other",
-];
 
 #[cfg(test)]
 mod tests {
@@ -389,22 +326,59 @@ mod tests {
             body(r#","UserDefinedDataList":[{"Key":"a","Value":1}]"#).as_bytes(),
             "is not a list",
         );
-        check(body(r#","EventTime":"soon""#).as_bytes(), "EventTime is not a time");
-        check(body(r#","EventTime":-1"#).as_bytes(), "EventTime is not a time");
-        check(body(r#","EventTime":253402300800000"#).as_bytes(), "EventTime is not a time");
+        check(body(r#","UserDefinedDataList":[["a","b"]]"#).as_bytes(), "is not a list of Key");
+        check(body(r#","\ud800":1"#).as_bytes(), "body is not JSON");
+        check("\u{feff}\u{feff}{}".as_bytes(), "body is not JSON");
         let deep = format!(r#","x":{}{}"#, "[".repeat(30_000), "]".repeat(30_000));
         check(body(&deep).as_bytes(), "nests 30000 levels deep, limit is 120");
     }
 
     #[test]
-    fn event_time_is_taken_as_number_and_as_text() {
-        let time = Timestamp::from_millis(1670574414123);
-        for (text, time) in [("1670574414123", Some(time)), ("null", None)] {
-            let bare = body(&format!(r#","EventTime":{text}"#));
-            assert_eq!(Callback::parse(bare.as_bytes()).unwrap().event_time, time);
+    fn event_time_is_taken_as_number_and_as_text_and_otherwise_stays_as_it_came() {
+        let check = |text: &str, millis: Option<u64>| {
+            let body = body(&format!(r#","EventTime": {text}"#));
+            let callback = Callback::parse(body.as_bytes()).unwrap();
+            assert_eq!(callback.event_time.map(Timestamp::as_millis), millis, "{text}");
+            let kept = callback.extra.get("EventTime").map(|kept| &**kept);
+            assert_eq!(kept, millis.is_none().then_some(text));
+        };
+        for time in [1_670_574_414_123, 946_684_800_000, 253_402_300_799_999] {
+            check(&time.to_string(), Some(time));
+            check(&format!("\"{time}\""), Some(time));
         }
-        let quoted = body(r#","EventTime":"1670574414123""#);
-        assert_eq!(Callback::parse(quoted.as_bytes()).unwrap().event_time, Some(time));
+        for no_time in [
+            "null",
+            "\"\"",
+            "0",
+            "1670574414",
+            "\"1670574414\"",
+            "946684799999",
+            "253402300800000",
+            "18446744073709551616",
+            "1670574414123.5",
+            "1670574414123e0",
+            "-1",
+            "\"+1670574414123\"",
+            "\" 1670574414123\"",
+            "\"soon\"",
+            "true",
+            "[1670574414123]",
+            r#"{"at":1670574414123}"#,
+        ] {
+            check(no_time, None);
+        }
+        let body = body(r#","EventTime":1e400"#);
+        let callback = Callback::parse(body.as_bytes()).unwrap();
+        assert_eq!(callback.extra["EventTime"], r#""1e400""#);
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_skipped() {
+        let marked = format!("\u{feff}{}", body(""));
+        assert_eq!(
+            Callback::parse(marked.as_bytes()).unwrap(),
+            Callback::parse(body("").as_bytes()).unwrap()
+        );
     }
 
     #[test]

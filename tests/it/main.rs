@@ -33,6 +33,7 @@ mod delivered;
 mod disk;
 mod files;
 mod identity;
+mod input;
 mod kafka;
 mod migration;
 mod nats;
