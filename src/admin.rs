@@ -36,7 +36,7 @@ impl Config {
     pub(crate) fn read(keys: &mut Keys) -> Self {
         Config {
             listen: keys.read("admin.listen", address),
-            max_connections: keys.read("admin.max_connections", count),
+            max_connections: keys.read("admin.max_connections", count(1_000_000)),
         }
     }
 }

@@ -15,7 +15,7 @@ use tokio::time::{sleep, timeout};
 use crate::admin::Admin;
 use crate::ingress::{self, Apps, Ingress};
 use crate::metrics::Metrics;
-use crate::outbox::{self, Health, Outbox, Sync, Workers};
+use crate::outbox::{self, Health, Outbox, Workers};
 use crate::passthrough::Passthrough;
 use crate::relay::Relay;
 use crate::reload::Reload;
@@ -70,7 +70,9 @@ impl App {
     /// Opens the outbox and binds both listeners. Nothing is served yet.
     pub async fn build(settings: Settings) -> anyhow::Result<Self> {
         let sink = Sink::new(&settings.sink, &settings.terms())?;
-        warn_of_weak_points(&settings);
+        for warning in settings.warnings() {
+            tracing::warn!("{warning}");
+        }
         let ingress_phase = watch::Sender::new(Phase::Serving);
         let admin_phase = watch::Sender::new(Phase::Serving);
         let ingress_server = ingress_server(&settings, &ingress_phase).await?;
@@ -301,34 +303,5 @@ async fn poisoned(health: &mut watch::Receiver<Health>) -> String {
     match health.wait_for(|health| matches!(health, Health::Poisoned(_))).await.as_deref() {
         Ok(Health::Poisoned(reason)) => reason.clone(),
         _ => "its writer ended unexpectedly".into(),
-    }
-}
-
-/// Warns about each weak point that the operator has configured.
-fn warn_of_weak_points(settings: &Settings) {
-    for app in settings.ingress.apps.iter().filter(|app| app.allow_unsigned) {
-        tracing::warn!(
-            sdk_app_id = app.sdk_app_id,
-            "callbacks without a Sign are taken for this app (allow_unsigned): whoever reaches the \
-             listener can publish events"
-        );
-    }
-    match settings.outbox.sync {
-        Sync::Full => {}
-        Sync::Normal => tracing::warn!(
-            "outbox.sync = \"normal\": events that were answered OK in the last seconds before a power \
-             cut or a crash of the host are lost"
-        ),
-        Sync::Off => tracing::warn!(
-            "outbox.sync = \"off\": a power cut or a crash of the host loses events that were answered \
-             OK, and may damage the outbox"
-        ),
-    }
-    if !settings.admin.listen.ip().is_loopback() {
-        tracing::warn!(
-            address = %settings.admin.listen,
-            "the private listener has no authentication, and its address is public: restrict access \
-             by other means"
-        );
     }
 }

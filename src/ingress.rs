@@ -95,6 +95,7 @@ impl Ingress {
     pub(crate) fn router(self: Arc<Self>) -> Router {
         let path = self.config.path.clone();
         Router::new()
+            .without_v07_checks() // a segment may begin with a colon: it was a parameter in an older axum
             .route(&path, post(take))
             .method_not_allowed_fallback(wrong_method)
             .fallback(wrong_path)

@@ -1,6 +1,9 @@
 //! The sections of the configuration, each read by the module that uses it, and checked together. The keys
 //! are explained in `config/default.toml`.
 
+mod checks;
+mod warnings;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
@@ -28,9 +31,10 @@ pub struct Settings {
 
 impl Settings {
     /// Reads the file (or the one that `TOPIC_BRIDGE_CONFIG` names), the environment, and `set`,
-    /// which holds `section.key=value` texts.
+    /// which holds `section.key=value` texts. Also looks at what a bridge needs on this host.
     pub fn load(file: Option<PathBuf>, set: &[String]) -> Result<Self, Faults> {
-        let settings = Keys::load(file.clone(), set).and_then(Self::read)?;
+        let settings =
+            Keys::load(file.clone(), set).and_then(|keys| Self::read(keys, checks::host))?;
         Ok(Settings { file, set: set.to_vec(), ..settings })
     }
 
@@ -46,6 +50,11 @@ impl Settings {
         keys.into_iter().filter(|key| mine.get(*key) != theirs.get(*key)).cloned().collect()
     }
 
+    /// The same for a command that serves nothing, and may run on another host.
+    pub fn load_for_reading(file: Option<PathBuf>, set: &[String]) -> Result<Self, Faults> {
+        Keys::load(file, set).and_then(|keys| Self::read(keys, |_, _| {}))
+    }
+
     /// Reads only the outbox's path, for commands that need nothing else: other faults in the
     /// configuration must not keep an operator from looking.
     pub fn outbox_path(file: Option<PathBuf>, set: &[String]) -> Result<PathBuf, Faults> {
@@ -56,11 +65,13 @@ impl Settings {
 
     #[cfg(all(test, any(feature = "kafka", feature = "rabbitmq")))]
     pub(crate) fn of(set: &[String]) -> Result<Self, Faults> {
-        Keys::of(set).and_then(Self::read)
+        Keys::of(set).and_then(|keys| Self::read(keys, |_, _| {}))
     }
 
-    fn read(mut keys: Keys) -> Result<Self, Faults> {
+    fn read(mut keys: Keys, look: impl Fn(&Self, &mut Keys)) -> Result<Self, Faults> {
         let settings = Self::sections(&mut keys);
+        checks::together(&settings, &mut keys);
+        look(&settings, &mut keys);
         let effective = keys.finish()?;
         Ok(Settings { effective, ..settings })
     }
@@ -75,7 +86,7 @@ impl Settings {
             sink: sink::Config::read(keys),
             admin: admin::Config::read(keys),
             log: log::Config::read(keys),
-            worker_threads: keys.read("runtime.worker_threads", count),
+            worker_threads: keys.read("runtime.worker_threads", count(1024)),
             effective: Value::from(false), // until everything is read
             file: None,
             set: Vec::new(),
@@ -85,6 +96,11 @@ impl Settings {
     /// Starts the log of this process.
     pub fn start_log(&self) {
         log::start(&self.log);
+    }
+
+    /// What may well be a mistake, or is a risk that the operator takes; one line each.
+    pub(crate) fn warnings(&self) -> Vec<String> {
+        warnings::of(self)
     }
 
     /// Threads that serve HTTP.

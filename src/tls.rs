@@ -60,6 +60,11 @@ pub(crate) fn watch(files: TlsFiles) -> anyhow::Result<watch::Receiver<Arc<Serve
     Ok(receiver)
 }
 
+/// Whether the files can be used now.
+pub(crate) fn check(files: &TlsFiles) -> anyhow::Result<()> {
+    load(files).map(drop)
+}
+
 fn changed_at(files: &TlsFiles) -> Vec<Option<SystemTime>> {
     let paths = [Some(&files.cert), Some(&files.key), files.client_ca.as_ref()];
     let changed = |path: &Path| std::fs::metadata(path).and_then(|data| data.modified()).ok();

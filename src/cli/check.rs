@@ -39,6 +39,9 @@ pub fn run(args: &Args, file: Option<PathBuf>, set: &[String]) -> anyhow::Result
     };
     super::print(&text)?;
     eprintln!("the configuration is good");
+    for warning in settings.warnings() {
+        eprintln!("{:<8} {warning}", name(Health::Doubtful));
+    }
     for Finding { point, verdict, text } in &findings {
         eprintln!("{:<8} {point}: {text}", name(*verdict));
     }

@@ -21,7 +21,7 @@ use hyper::header::HeaderValue;
 use hyper::http::uri::Authority;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::config::value::secret_file;
+use crate::config::value::{HOUR, secret_file};
 use callback::{Bodies, Fields, Signer};
 use connection::Dialer;
 use load::Load;
@@ -150,6 +150,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 /// Checks the arguments together and reads the files they name.
 fn plan(args: Args) -> anyhow::Result<Load> {
     ensure!(!args.timeout.is_zero(), "--timeout is 0, nothing can be answered in that time");
+    ensure!(args.timeout <= HOUR, "--timeout is longer than an hour, the limit");
     let file = args.token_file.as_deref().map(secret_file).transpose();
     let token = args.token.or(file.map_err(anyhow::Error::msg).context("--token-file")?);
     ensure!(token.as_deref() != Some(""), "the token is empty; leave it out to send unsigned");

@@ -25,7 +25,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args, file: Option<PathBuf>, set: &[String]) -> anyhow::Result<ExitCode> {
-    let settings = Settings::load(file, set)?;
+    let settings = Settings::load_for_reading(file, set)?;
     log::start(&settings.log);
     let runtime = Builder::new_current_thread().enable_all().build();
     let runtime = runtime.context("cannot start the runtime")?;

@@ -104,6 +104,12 @@ impl Keys {
         self.faults.push(format!("{key}{}: {reason}", self.origin(value)));
     }
 
+    /// Records that something is wrong with a value that was read before, with its origin.
+    pub(crate) fn refuse(&mut self, key: &str, reason: &str) {
+        let value = self.merged.find_ref(key).cloned().unwrap_or_else(|| Value::from(""));
+        self.fault(key, &value, reason);
+    }
+
     /// Records that values contradict each other.
     pub(crate) fn reject(&mut self, fault: impl Into<String>) {
         self.faults.push(fault.into());

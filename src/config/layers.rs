@@ -36,17 +36,27 @@ pub(super) fn layer(
             named_file = named_file.or_else(|| (!value.is_empty()).then(|| PathBuf::from(value)));
         } else if !is_service_link(&name[PREFIX.len()..], value) {
             let key = name[PREFIX.len()..].to_lowercase().replace("__", ".");
-            texts.push(Text { origin: name.to_owned(), key, value: value.to_owned() });
+            if names_nothing(&key) {
+                faults.push(format!("{name}: names no key: write it as {PREFIX}SECTION__KEY"));
+            } else {
+                texts.push(Text { origin: name.to_owned(), key, value: value.to_owned() });
+            }
         }
     }
-    for text in set {
+    for (text, number) in set.iter().zip(1..) {
+        // A text that is not as it should be may be anything, even a secret: it is not shown.
+        let mut wrong = |what| {
+            let nth = ordinal(number);
+            faults.push(format!("the {nth} --set {what}: write it as section.key=value"));
+        };
         match text.split_once('=') {
+            None => wrong("has no ="),
+            Some((key, _)) if names_nothing(key) => wrong("names no key"),
             Some((key, value)) => texts.push(Text {
                 origin: "--set".into(),
                 key: key.trim().to_owned(),
                 value: value.trim().to_owned(),
             }),
-            None => faults.push(format!("--set {text}: write it as section.key=value")),
         }
     }
 
@@ -61,6 +71,22 @@ pub(super) fn layer(
         figment = figment.merge(text);
     }
     if faults.is_empty() { Ok(figment) } else { Err(Faults(faults)) }
+}
+
+/// Whether a key, or a part of it between two dots, is empty: it would be skipped without a word.
+fn names_nothing(key: &str) -> bool {
+    key.split('.').any(|part| part.trim().is_empty())
+}
+
+fn ordinal(number: usize) -> String {
+    let ending = match (number % 10, number % 100) {
+        (_, 11..=13) => "th",
+        (1, _) => "st",
+        (2, _) => "nd",
+        (3, _) => "rd",
+        _ => "th",
+    };
+    format!("{number}{ending}")
 }
 
 /// For each service, Kubernetes sets `NAME_SERVICE_HOST`, `NAME_PORT=tcp://…`, `NAME_PORT_80_TCP_ADDR`

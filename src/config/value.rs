@@ -7,6 +7,12 @@ use std::time::Duration;
 
 use figment::value::Value;
 
+/// The longest durations that make sense: of what somebody waits for, of what goes on in the background, and
+/// of what is kept.
+pub(crate) const HOUR: Duration = Duration::from_secs(60 * 60);
+pub(crate) const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+pub(crate) const CENTURY: Duration = Duration::from_secs(36_525 * 24 * 60 * 60);
+
 /// The text of a secret file, without the line break that editors add at the end.
 pub(crate) fn secret_file(path: &Path) -> Result<String, String> {
     match std::fs::read_to_string(path) {
@@ -77,15 +83,29 @@ pub(crate) fn whole(value: &Value) -> Result<u64, String> {
     number.ok_or_else(|| "is not a whole number of 0 or more".into())
 }
 
-/// A whole number from 1 to a billion: a limit of zero would stop everything.
-pub(crate) fn count<T: TryFrom<u64>>(value: &Value) -> Result<T, String> {
-    let number = whole(value)?;
-    let in_range =
-        (1..=1_000_000_000).contains(&number).then(|| T::try_from(number).ok()).flatten();
-    in_range.ok_or_else(|| format!("{number} is not from 1 to 1000000000"))
+/// A whole number from 1 to `most`: a limit of zero would stop everything.
+pub(crate) fn count<T: TryFrom<u64>>(most: u64) -> impl Fn(&Value) -> Result<T, String> {
+    move |value| {
+        let number = whole(value)?;
+        let in_range = (1..=most).contains(&number).then(|| T::try_from(number).ok()).flatten();
+        in_range.ok_or_else(|| format!("{number} is not from 1 to {most}"))
+    }
 }
 
-pub(crate) fn duration(value: &Value) -> Result<Duration, String> {
+/// A duration of at most `longest`, because a moment too far away cannot be expressed.
+pub(crate) fn duration(longest: Duration) -> impl Fn(&Value) -> Result<Duration, String> {
+    move |value| {
+        let duration = any_duration(value)?;
+        if duration > longest {
+            // Written as it came: a very long one is easier to recognize.
+            let (found, longest) = (text(value)?.trim(), humantime::format_duration(longest));
+            return Err(format!("{found:?} is longer than {longest}, the limit"));
+        }
+        Ok(duration)
+    }
+}
+
+fn any_duration(value: &Value) -> Result<Duration, String> {
     let unit = |found: &str| {
         format!("{found:?} is not a valid duration: write a unit, as in \"1500ms\" or \"10m\"")
     };
@@ -93,33 +113,46 @@ pub(crate) fn duration(value: &Value) -> Result<Duration, String> {
         Value::Num(_, number) => Err(unit(&number.to_i128().unwrap_or_default().to_string())),
         other => {
             let text = text(other)?.trim();
-            humantime::parse_duration(text).map_err(|_| unit(text))
+            match humantime::parse_duration(text) {
+                Err(humantime::DurationError::NumberOverflow) => Ok(Duration::MAX),
+                parsed => parsed.map_err(|_| unit(text)),
+            }
         }
     }
 }
 
-pub(crate) fn positive_duration(value: &Value) -> Result<Duration, String> {
-    match duration(value)? {
+pub(crate) fn positive_duration(longest: Duration) -> impl Fn(&Value) -> Result<Duration, String> {
+    let read = duration(longest);
+    move |value| match read(value)? {
         Duration::ZERO => Err("must be longer than zero".into()),
         duration => Ok(duration),
     }
 }
 
-/// A positive size; a bare number is bytes.
-pub(crate) fn size(value: &Value) -> Result<u64, String> {
-    let bytes = match value {
-        Value::Num(..) => whole(value)?,
-        other => {
-            let text = text(other)?.trim();
-            let parsed: Result<bytesize::ByteSize, _> = text.parse();
-            parsed
-                .map_err(|_| {
-                    format!("{text:?} is not a valid size: write it as \"64 KiB\" or \"1 GiB\"")
-                })?
-                .as_u64()
+/// A positive size of at most `most` bytes; a bare number is bytes.
+pub(crate) fn size(most: u64) -> impl Fn(&Value) -> Result<u64, String> {
+    move |value| match any_size(value)? {
+        0 => Err("must be more than zero".into()),
+        bytes if bytes > most => {
+            Err(format!("{} is more than {}, the limit", shown(bytes), shown(most)))
         }
-    };
-    if bytes == 0 { Err("must be more than zero".into()) } else { Ok(bytes) }
+        bytes => Ok(bytes),
+    }
+}
+
+fn any_size(value: &Value) -> Result<u64, String> {
+    if let Value::Num(..) = value {
+        return whole(value);
+    }
+    let text = text(value)?.trim();
+    let parsed: Result<bytesize::ByteSize, _> = text.parse();
+    let wrong = || format!("{text:?} is not a valid size: write it as \"64 KiB\" or \"1 GiB\"");
+    parsed.map(|size| size.as_u64()).map_err(|_| wrong())
+}
+
+/// A size as it is shown to the operator.
+pub(crate) fn shown(bytes: u64) -> String {
+    bytesize::ByteSize::b(bytes).to_string()
 }
 
 pub(crate) fn address(value: &Value) -> Result<SocketAddr, String> {

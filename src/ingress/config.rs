@@ -4,12 +4,20 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use axum::http::Uri;
+
 use super::apps::{self, AppConfig};
 use crate::config::value::{
-    address, choice, count, duration, file, flag, positive_duration, size, text,
+    CENTURY, DAY, HOUR, address, choice, count, duration, file, flag, positive_duration, size, text,
 };
 use crate::config::{Keys, Value};
 use crate::tls::TlsFiles;
+
+/// More than any sink takes: RabbitMQ stops at 16 MiB.
+const MAX_BODY_BYTES: u64 = 16 << 20;
+
+/// More than a process can have files open.
+const MAX_CONNECTIONS: u64 = 1_000_000;
 
 #[derive(Debug, Clone)]
 pub(crate) struct Config {
@@ -35,16 +43,16 @@ impl Config {
         let mut config = Config {
             listen: keys.read("ingress.listen", address),
             path: keys.read("ingress.path", path),
-            max_body_bytes: keys.read("ingress.max_body_bytes", size),
-            request_timeout: keys.read("ingress.request_timeout", positive_duration),
-            ack_deadline: keys.read("ingress.ack_deadline", positive_duration),
+            max_body_bytes: keys.read("ingress.max_body_bytes", size(MAX_BODY_BYTES)),
+            request_timeout: keys.read("ingress.request_timeout", positive_duration(HOUR)),
+            ack_deadline: keys.read("ingress.ack_deadline", positive_duration(HOUR)),
             delivered_by: delivered_by(keys),
-            header_timeout: keys.read("ingress.header_timeout", positive_duration),
-            idle_timeout: keys.read("ingress.idle_timeout", positive_duration),
+            header_timeout: keys.read("ingress.header_timeout", positive_duration(HOUR)),
+            idle_timeout: keys.read("ingress.idle_timeout", positive_duration(DAY)),
             max_skew_seconds: keys.read("ingress.max_skew", whole_seconds),
-            max_in_flight: keys.read("ingress.max_in_flight", count),
-            max_connections: keys.read("ingress.max_connections", count),
-            drain_delay: keys.read("ingress.drain_delay", duration),
+            max_in_flight: keys.read("ingress.max_in_flight", count(MAX_CONNECTIONS)),
+            max_connections: keys.read("ingress.max_connections", count(MAX_CONNECTIONS)),
+            drain_delay: keys.read("ingress.drain_delay", duration(HOUR)),
             tls: tls_files(keys),
             apps: Vec::new(),
         };
@@ -66,7 +74,7 @@ impl Config {
 fn delivered_by(keys: &mut Keys) -> Option<Duration> {
     let waits =
         keys.read("ingress.answer", |v| choice(v, &[("durable", false), ("delivered", true)]));
-    let by = keys.read("ingress.delivered_by", positive_duration);
+    let by = keys.read("ingress.delivered_by", positive_duration(HOUR));
     waits.then_some(by)
 }
 
@@ -85,7 +93,7 @@ fn tls_files(keys: &mut Keys) -> Option<TlsFiles> {
 }
 
 fn whole_seconds(value: &Value) -> Result<u64, String> {
-    let duration = duration(value)?;
+    let duration = duration(CENTURY)(value)?;
     if duration.subsec_nanos() != 0 {
         return Err("must be whole seconds, as RequestTime is".into());
     }
@@ -95,7 +103,8 @@ fn whole_seconds(value: &Value) -> Result<u64, String> {
 fn path(value: &Value) -> Result<String, String> {
     let path = text(value)?.trim();
     let is_plain = |byte: u8| byte.is_ascii_graphic() && !b"?#{}*".contains(&byte);
-    if !path.starts_with('/') || !path.bytes().all(is_plain) {
+    let is_requested = |path: &str| path.parse::<Uri>().is_ok_and(|uri| uri.path() == path);
+    if !path.starts_with('/') || !path.bytes().all(is_plain) || !is_requested(path) {
         return Err(format!(
             "{path:?} is not a plain URL path: it starts with / and has no ?, #, {{, }} or *"
         ));

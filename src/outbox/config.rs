@@ -3,9 +3,18 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::lock::unsuitable;
-use crate::config::value::{choice, count, duration, file, size};
+use super::lock::{unsuitable, unwritable};
+use crate::config::value::{CENTURY, choice, count, duration, file, size};
 use crate::config::{Keys, Value};
+
+/// How large an SQLite file with pages of 4 KiB can be.
+const MAX_BYTES: u64 = 16 << 40;
+
+/// What `outbox.max_bytes` limits sooner.
+const MANY: u64 = 1_000_000_000;
+
+/// Two gigabytes of memory.
+const MAX_IDS: u64 = 100_000_000;
 
 #[derive(Debug, Clone)]
 pub(crate) struct Config {
@@ -46,14 +55,19 @@ impl Config {
             sync: keys.read("outbox.sync", |value| {
                 choice(value, &[("full", Sync::Full), ("normal", Sync::Normal), ("off", Sync::Off)])
             }),
-            max_bytes: keys.read("outbox.max_bytes", size),
-            dedupe_window: keys.read("outbox.dedupe_window", duration),
-            history: keys.read("outbox.history", duration),
-            history_events: keys.read("outbox.history_events", count),
-            remember_ids: keys.read("outbox.remember_ids", duration),
-            remember_ids_max: keys.read("outbox.remember_ids_max", count),
-            quarantine_events: keys.read("outbox.quarantine_events", count),
+            max_bytes: keys.read("outbox.max_bytes", size(MAX_BYTES)),
+            dedupe_window: keys.read("outbox.dedupe_window", duration(CENTURY)),
+            history: keys.read("outbox.history", duration(CENTURY)),
+            history_events: keys.read("outbox.history_events", count(MANY)),
+            remember_ids: keys.read("outbox.remember_ids", duration(CENTURY)),
+            remember_ids_max: keys.read("outbox.remember_ids_max", count(MAX_IDS)),
+            quarantine_events: keys.read("outbox.quarantine_events", count(MANY)),
         }
+    }
+
+    /// Why no outbox could be kept here, if that shows.
+    pub(crate) fn fault_of_path(&self) -> Option<String> {
+        unwritable(&self.path)
     }
 
     pub(crate) fn read_path(keys: &mut Keys) -> PathBuf {

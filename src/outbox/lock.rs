@@ -13,6 +13,9 @@ use std::os::unix::fs::{
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+use rustix::fs::{Access, access};
+use rustix::io::Errno;
+
 use super::OpenError;
 
 /// The file holds user names and ids.
@@ -49,6 +52,29 @@ pub(crate) fn unsuitable(path: &Path) -> Option<String> {
     })
 }
 
+/// Why a bridge could not keep an outbox here, as far as that can be told without touching anything.
+pub(crate) fn unwritable(path: &Path) -> Option<String> {
+    if let Some(reason) = no_directory(path) {
+        return Some(reason);
+    }
+    let real = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned()); // its other files are beside it
+    let folder = real.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let folder = folder.unwrap_or(Path::new("."));
+    if let Err(error) = access(folder, Access::WRITE_OK | Access::EXEC_OK) {
+        return Some(format!("cannot create files in {}: {error}", folder.display()));
+    }
+    match access(&real, Access::READ_OK | Access::WRITE_OK) {
+        Err(error) if error != Errno::NOENT => Some(format!("cannot write it: {error}")),
+        _ => None,
+    }
+}
+
+fn no_directory(path: &Path) -> Option<String> {
+    let folder =
+        path.parent().filter(|folder| !folder.as_os_str().is_empty() && !folder.is_dir())?;
+    Some(format!("there is no directory {}", folder.display()))
+}
+
 /// The name of a file next to the outbox, such as its log.
 pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
@@ -62,9 +88,7 @@ impl Lock {
         if let Some(fault) = unsuitable(path) {
             return Err(OpenError::unusable(path, format!("it {fault}")));
         }
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-        if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
-            let reason = format!("there is no directory {}", folder.display());
+        if let Some(reason) = no_directory(path) {
             return Err(OpenError::unusable(path, reason));
         }
         let unusable = |error: io::Error| OpenError::unusable(path, error);

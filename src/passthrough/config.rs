@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use hyper::Uri;
 use url::Url;
 
-use crate::config::value::{count, positive_duration, readable, text};
+use crate::config::value::{HOUR, count, positive_duration, readable, text};
 use crate::config::{Keys, Value};
 
 /// The longest wait for a connection: a backend is near.
@@ -29,8 +29,8 @@ impl Config {
         }
         Config {
             url,
-            timeout: keys.read("passthrough.timeout", positive_duration),
-            max_in_flight: keys.read("passthrough.max_in_flight", count),
+            timeout: keys.read("passthrough.timeout", positive_duration(HOUR)),
+            max_in_flight: keys.read("passthrough.max_in_flight", count(100_000)),
             ca_file: keys.read_optional("passthrough.ca_file", readable),
         }
     }

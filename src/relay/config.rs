@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use crate::config::Keys;
-use crate::config::value::{count, duration, positive_duration};
+use crate::config::value::{DAY, HOUR, count, duration, positive_duration};
+
+/// Four times as many are in memory, and must fit into the queue of Kafka's client (100,000).
+const MAX_BATCH: u64 = 10_000;
 
 #[derive(Debug, Clone)]
 pub(crate) struct Config {
@@ -17,11 +20,11 @@ pub(crate) struct Config {
 impl Config {
     pub(crate) fn read(keys: &mut Keys) -> Self {
         let config = Config {
-            batch: keys.read("relay.batch", count),
-            retry_min: keys.read("relay.retry_min", positive_duration),
-            retry_max: keys.read("relay.retry_max", positive_duration),
-            confirm_timeout: keys.read("relay.confirm_timeout", positive_duration),
-            drain_timeout: keys.read("relay.drain_timeout", duration),
+            batch: keys.read("relay.batch", count(MAX_BATCH)),
+            retry_min: keys.read("relay.retry_min", positive_duration(DAY)),
+            retry_max: keys.read("relay.retry_max", positive_duration(DAY)),
+            confirm_timeout: keys.read("relay.confirm_timeout", positive_duration(HOUR)),
+            drain_timeout: keys.read("relay.drain_timeout", duration(DAY)),
         };
         if config.retry_min > config.retry_max {
             keys.reject("relay.retry_min: is longer than relay.retry_max");

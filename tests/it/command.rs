@@ -98,7 +98,7 @@ fn a_file_that_is_no_outbox_is_refused_untouched() {
     check_untouched(&path, &["a database of another program"]);
 
     let nowhere = folder.path().join("no/such/folder/outbox.db");
-    check_refused(&run(&mut serve_on(&nowhere)), Some(1), &["there is no directory"]);
+    check_refused(&run(&mut serve_on(&nowhere)), CONFIGURATION, &["there is no directory"]);
 }
 
 #[test]

@@ -301,7 +301,7 @@ fn what_check_prints_is_a_configuration_but_for_the_secrets() {
     let (_folder, mut command) = configured(&format!(
         "[event]\nsource = \"//host/{{sdk_app_id}}\"\n[ingress]\nmax_in_flight = 7\n{ONE_APP}
          [[apps]]\nsdk_app_id = \"2\"\nallow_unsigned = true\n
-         [ingress.tls]\ncert_file = \"a\"\nkey_file = \"b\""
+         [nats.tls]\nca_file = \"/dev/null\""
     ));
     command.env("TOPIC_BRIDGE_RELAY__BATCH", "3").args(["--set", "log.format=json"]);
     let first = run(command.arg("check"));
@@ -310,7 +310,8 @@ fn what_check_prints_is_a_configuration_but_for_the_secrets() {
     let second = run(command.arg("check"));
     assert_eq!(second.code, Some(0), "{second:?}");
     assert_eq!(second.stdout, first.stdout);
-    for line in ["sink = \"embedded\"", "batch = 3", "max_in_flight = 7", "cert_file = \"a\""] {
+    for line in ["sink = \"embedded\"", "batch = 3", "max_in_flight = 7", "ca_file = \"/dev/null\""]
+    {
         assert!(first.stdout.contains(line), "{line} should be in {}", first.stdout);
     }
 }

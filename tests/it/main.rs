@@ -35,6 +35,7 @@ mod files;
 mod identity;
 mod input;
 mod kafka;
+mod limits;
 mod migration;
 mod nats;
 mod one_process;

@@ -26,8 +26,8 @@ pub(crate) enum Key {
 impl Config {
     pub(crate) fn read(keys: &mut Keys) -> Self {
         let create = keys.read("kafka.create_topic", flag);
-        let partitions = keys.read("kafka.partitions", count);
-        let replication = keys.read("kafka.replication", count);
+        let partitions = keys.read("kafka.partitions", count(100_000));
+        let replication = keys.read("kafka.replication", count(100));
         Config {
             brokers: keys
                 .read("kafka.brokers", |value| servers(value).map(|servers| servers.join(","))),

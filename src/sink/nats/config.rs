@@ -7,7 +7,7 @@ use percent_encoding::percent_decode_str;
 use url::Url;
 
 use super::super::access::{ClientTls, Credential, client_tls, credential, masked, template, url};
-use crate::config::value::{count, filled, flag, positive_duration, readable, servers};
+use crate::config::value::{CENTURY, count, filled, flag, positive_duration, readable, servers};
 use crate::config::{Keys, Value};
 use crate::routing::Template;
 use crate::secret::Secret;
@@ -52,12 +52,9 @@ impl Config {
             stream: keys.read("nats.stream", stream),
             subject: keys.read("nats.subject", template),
             create_stream: keys.read("nats.create_stream", flag),
-            replicas: keys.read("nats.replicas", |value| match count(value)? {
-                replicas @ 1..=5 => Ok(replicas),
-                replicas => Err(format!("{replicas} is not from 1 to 5")),
-            }),
-            duplicate_window: keys.read("nats.duplicate_window", positive_duration),
-            max_age: keys.read("nats.max_age", positive_duration),
+            replicas: keys.read("nats.replicas", count(5)),
+            duplicate_window: keys.read("nats.duplicate_window", positive_duration(CENTURY)),
+            max_age: keys.read("nats.max_age", positive_duration(CENTURY)),
             servers,
         };
         if nats.duplicate_window > nats.max_age {
