@@ -17,6 +17,8 @@ pub(crate) struct Keys {
     known: Vec<String>,
     effective: Dict,
     faults: Vec<String>,
+    /// The keys that these are about.
+    faulty: Vec<String>,
 }
 
 impl Keys {
@@ -44,8 +46,9 @@ impl Keys {
         let merged = figment
             .extract()
             .map_err(|error| Faults(error.into_iter().map(|fault| fault.to_string()).collect()))?;
-        let (known, effective, faults) = (Vec::new(), Dict::new(), Vec::new());
-        Ok(Keys { figment, merged, defaults, known, effective, faults })
+        let (known, effective) = (Vec::new(), Dict::new());
+        let (faults, faulty) = (Vec::new(), Vec::new());
+        Ok(Keys { figment, merged, defaults, known, effective, faults, faulty })
     }
 
     /// Reads a key that has a default. On a fault, which is recorded, returns the default.
@@ -102,6 +105,12 @@ impl Keys {
     /// Records that something is wrong with a value.
     pub(crate) fn fault(&mut self, key: &str, value: &Value, reason: &str) {
         self.faults.push(format!("{key}{}: {reason}", self.origin(value)));
+        self.faulty.push(key.to_owned());
+    }
+
+    /// Whether the values of these keys are the configured ones, and not defaults in place of faulty ones.
+    pub(crate) fn are_sound(&self, keys: &[&str]) -> bool {
+        !keys.iter().any(|key| self.faulty.iter().any(|faulty| faulty == key))
     }
 
     /// Records that something is wrong with a value that was read before, with its origin.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::config::Keys;
 use crate::config::value::{DAY, HOUR, count, duration, positive_duration};
 
-/// Four times as many are in memory, and must fit into the queue of Kafka's client (100,000).
+/// Four times as many events are in memory at once.
 const MAX_BATCH: u64 = 10_000;
 
 #[derive(Debug, Clone)]

@@ -18,13 +18,14 @@ const BODIES: u64 = 4;
 pub(super) fn together(settings: &Settings, keys: &mut Keys) {
     let (ingress, outbox) = (&settings.ingress, &settings.outbox);
     let listen = settings.admin.listen;
-    if collide(ingress.listen, listen) {
+    if keys.are_sound(&["ingress.listen", "admin.listen"]) && collide(ingress.listen, listen) {
         let reason =
             format!("{listen} collides with ingress.listen, {}: take another port", ingress.listen);
         keys.refuse("admin.listen", &reason);
     }
     let least = LEAST_OUTBOX + BODIES * ingress.max_body_bytes;
-    if outbox.max_bytes < least {
+    let are_sound = keys.are_sound(&["outbox.max_bytes", "ingress.max_body_bytes"]);
+    if are_sound && outbox.max_bytes < least {
         let reason = format!(
             "{} is less than {}, the least that works: {} and {BODIES} times ingress.max_body_bytes",
             shown(outbox.max_bytes),
@@ -40,7 +41,9 @@ pub(super) fn host(settings: &Settings, keys: &mut Keys) {
     if let Some(Err(error)) = settings.ingress.tls.as_ref().map(tls::check) {
         keys.refuse("ingress.tls.cert_file", &format!("{error:#}"));
     }
-    if let Some(reason) = settings.outbox.fault_of_path() {
+    if keys.are_sound(&["outbox.path"])
+        && let Some(reason) = settings.outbox.fault_of_path()
+    {
         keys.refuse("outbox.path", &reason);
     }
 }

@@ -128,6 +128,50 @@ fn what_a_bridge_would_miss_at_its_start_is_named_with_all_other_faults() {
     check_fault(&settings, &expected);
 }
 
+/// A faulty value is not compared with others: the default stands in for it.
+#[test]
+fn a_fault_brings_no_other_with_it() {
+    check_fault(&["ingress.listen=nowhere", "admin.listen=127.0.0.1:8080"], &["has 1 fault:"]);
+    check_fault(&["ingress.max_body_bytes=17 MiB", "outbox.max_bytes=700 KiB"], &["has 1 fault:"]);
+}
+
+#[test]
+fn at_its_limits_a_bridge_works() {
+    let bridge = Bridge::start(&[
+        ("ingress.request_timeout", "1h"),
+        ("ingress.ack_deadline", "1h"),
+        ("ingress.header_timeout", "1h"),
+        ("ingress.idle_timeout", "1day"),
+        ("ingress.max_skew", "100years"),
+        ("ingress.max_in_flight", "1000000"),
+        ("ingress.max_connections", "1000000"),
+        ("ingress.max_body_bytes", "16 MiB"),
+        ("admin.max_connections", "1000000"),
+        ("outbox.max_bytes", "16 TiB"),
+        ("outbox.dedupe_window", "100years"),
+        ("outbox.history", "100years"),
+        ("outbox.history_events", "1000000000"),
+        ("outbox.remember_ids", "100years"),
+        ("outbox.remember_ids_max", "100000000"),
+        ("outbox.quarantine_events", "1000000000"),
+        ("relay.batch", "10000"),
+        ("relay.retry_min", "1day"),
+        ("relay.retry_max", "1day"),
+        ("relay.confirm_timeout", "1h"),
+        ("relay.drain_timeout", "1day"),
+        ("runtime.worker_threads", "1024"),
+    ]);
+    let name = "n".repeat(15 << 20);
+    let large = body("large").replace("MyFirstTopic", &name);
+    assert_eq!(bridge.call(&large).status, 200);
+    assert_eq!(bridge.call(&body("small")).status, 200);
+    assert_eq!(bridge.topic_ids(), ["large", "small"]);
+    let mut bridge = bridge.restart(&[]);
+    assert_eq!(bridge.topic_ids(), ["large", "small"]);
+    bridge.signal("TERM");
+    assert_eq!(bridge.ended().code(), Some(0));
+}
+
 #[test]
 fn a_setting_that_names_no_key_is_a_fault() {
     for setting in ["=hunter2", ".=hunter2", "a..b=hunter2", ".sink=hunter2", "sink.=x", " =x"] {
