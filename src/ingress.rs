@@ -95,7 +95,6 @@ impl Ingress {
     pub(crate) fn router(self: Arc<Self>) -> Router {
         let path = self.config.path.clone();
         Router::new()
-            .without_v07_checks() // a segment may begin with a colon: it was a parameter in an older axum
             .route(&path, post(take))
             .method_not_allowed_fallback(wrong_method)
             .fallback(wrong_path)
@@ -183,7 +182,7 @@ impl Ingress {
         let (head, body) = request.into_parts();
         let query = Query::parse(head.uri.query().unwrap_or_default());
         entry.asks(command_of(&query), query.sdk_app_id);
-        let deadline = Instant::now() + self.config.request_timeout;
+        let deadline = Instant::now() + self.config.time_to_read();
         Unread::of(&head, body, deadline).discard(&mut entry).await;
         entry.ends(outcome, Some(reason.into()));
         respond(answer)
@@ -197,7 +196,7 @@ impl Ingress {
         entry: &mut Entry<'_>,
     ) -> Response {
         let (head, body) = request.into_parts();
-        let unread = Unread::of(&head, body, arrived + self.config.request_timeout);
+        let unread = Unread::of(&head, body, arrived + self.config.time_to_read());
         let query = Query::parse(head.uri.query().unwrap_or_default());
         entry.asks(command_of(&query), query.sdk_app_id);
         let apps = self.apps.borrow().clone();

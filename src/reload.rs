@@ -39,8 +39,12 @@ impl Reload {
         };
         let is_taken_up = |key: &String| key == "apps";
         let differences = self.settings.differences(&settings);
-        let (_, need_restart): (Vec<_>, Vec<_>) = differences.into_iter().partition(is_taken_up);
-        tracing::info!(changes = changes.join("; "), "took up the configuration");
+        let need_restart: Vec<_> = differences.into_iter().filter(|key| !is_taken_up(key)).collect();
+        if changes.is_empty() {
+            tracing::info!("read the configuration again: no app, token or log.level has changed");
+        } else {
+            tracing::info!(changes = changes.join("; "), "took up the configuration");
+        }
         if !need_restart.is_empty() {
             let keys = need_restart.join(", ");
             tracing::warn!(keys, "these have changed, too, and take a restart");

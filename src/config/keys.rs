@@ -113,6 +113,13 @@ impl Keys {
         !keys.iter().any(|key| self.faulty.iter().any(|faulty| faulty == key))
     }
 
+    /// Whether somebody has set this key: not a default.
+    pub(crate) fn is_set(&self, key: &str) -> bool {
+        let metadata =
+            self.merged.find_ref(key).and_then(|value| self.figment.get_metadata(value.tag()));
+        metadata.is_some_and(|metadata| metadata.name != layers::DEFAULTS_NAME)
+    }
+
     /// Records that something is wrong with a value that was read before, with its origin.
     pub(crate) fn refuse(&mut self, key: &str, reason: &str) {
         let value = self.merged.find_ref(key).cloned().unwrap_or_else(|| Value::from(""));

@@ -69,6 +69,11 @@ impl Config {
         }
         config
     }
+
+    /// For one request: its default gives way to a short deadline.
+    pub(super) fn time_to_read(&self) -> Duration {
+        self.request_timeout.min(self.ack_deadline)
+    }
 }
 
 fn delivered_by(keys: &mut Keys) -> Option<Duration> {
@@ -108,6 +113,9 @@ fn path(value: &Value) -> Result<String, String> {
         return Err(format!(
             "{path:?} is not a plain URL path: it starts with / and has no ?, #, {{, }} or *"
         ));
+    }
+    if path.contains("/:") {
+        return Err(format!("{path:?} has a placeholder: the path is taken to the letter"));
     }
     Ok(path.to_owned())
 }

@@ -120,7 +120,7 @@ mod tests {
     async fn a_repeat_of_what_is_settled_is_told_at_once_what_became_of_it() {
         let (_folder, outbox, workers) = bench();
         for topic in ["delivered", "dead", "deferred"] {
-            drop(outbox.append(record(topic, START)).unwrap().await.unwrap());
+            outbox.append(record(topic, START)).unwrap().await.unwrap().unwrap();
         }
         let reason = || "because".to_owned();
         let settlement = Settlement {

@@ -2,17 +2,23 @@
 //! needs on this host.
 
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use humantime::format_duration;
 
 use super::Settings;
 use crate::config::Keys;
 use crate::config::value::shown;
 use crate::tls;
 
-/// An empty outbox, the log between two checkpoints, and room to breathe.
-const LEAST_OUTBOX: u64 = 512 << 10;
+/// After this time the platform counts a callback as failed, and does not wait for the answer.
+const PLATFORM_WAITS: Duration = Duration::from_secs(2);
 
-/// An event can be twice as long as its callback, and stands in the file and in its log.
-const BODIES: u64 = 4;
+/// An empty outbox, and room to breathe.
+const LEAST_OUTBOX: u64 = 128 << 10;
+
+/// An event can be twice as long as its callback.
+const BODIES: u64 = 2;
 
 /// Values that cannot all be meant.
 pub(super) fn together(settings: &Settings, keys: &mut Keys) {
@@ -22,6 +28,19 @@ pub(super) fn together(settings: &Settings, keys: &mut Keys) {
         let reason =
             format!("{listen} collides with ingress.listen, {}: take another port", ingress.listen);
         keys.refuse("admin.listen", &reason);
+    }
+    let (by, to_read) = (ingress.ack_deadline, ingress.request_timeout);
+    if by > PLATFORM_WAITS {
+        let [by, waits] = [by, PLATFORM_WAITS].map(format_duration);
+        let reason = format!("{by} is longer than the platform waits for an answer, {waits}");
+        keys.refuse("ingress.ack_deadline", &reason);
+    }
+    if to_read > by && keys.is_set("ingress.request_timeout") {
+        let [by, to_read] = [by, to_read].map(format_duration);
+        let reason = format!(
+            "{to_read} to read a request is longer than ingress.ack_deadline, {by}, to answer it"
+        );
+        keys.refuse("ingress.request_timeout", &reason);
     }
     let least = LEAST_OUTBOX + BODIES * ingress.max_body_bytes;
     let are_sound = keys.are_sound(&["outbox.max_bytes", "ingress.max_body_bytes"]);

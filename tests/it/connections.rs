@@ -50,7 +50,8 @@ fn a_body_may_be_as_large_as_the_limit_and_not_a_byte_larger() {
 /// client does not look for an answer after a write that failed. So all of it can be sent.
 #[test]
 fn a_refusal_can_be_read_by_who_is_still_sending() {
-    let bridge = Bridge::start(&[("ingress.request_timeout", "10s")]);
+    let bridge =
+        Bridge::start(&[("ingress.request_timeout", "2s"), ("ingress.ack_deadline", "2s")]);
     let large = vec![b'x'; 5_000_000];
     let good = signed(TOPIC_CREATED, &[]);
     let check = |method: &str, target: &str, status: u16, answer: &str| {
@@ -182,7 +183,8 @@ fn a_callback_too_many_is_told_so_and_one_that_is_answered_makes_room() {
 fn slow_bodies_and_other_commands_keep_no_topics_creation_out() {
     let bridge = Bridge::start(&[
         ("ingress.max_in_flight", "1"),
-        ("ingress.request_timeout", "10m"), // so that they are still there
+        ("ingress.request_timeout", "2s"),
+        ("ingress.ack_deadline", "2s"),
     ]);
     let other = signed("Group.CallbackBeforeSendMsg", &[]);
     let hold = |target: &str| {
@@ -194,15 +196,22 @@ fn slow_bodies_and_other_commands_keep_no_topics_creation_out() {
         held
     };
     let replayed = signed(TOPIC_CREATED, &[]);
-    let mut held: Vec<_> = [&*replayed, &replayed, &other, &other].map(hold).into();
-    check_answer(&bridge.call(&body("topic")), 200, OK);
-    held[0].send(b" body.");
-    assert_eq!(held[0].reply().unwrap().status, 400);
-    held[2].send(b" body.");
-    assert_eq!(held[2].reply().unwrap().status, 200);
-    drop(held);
+    let mut topics = Vec::new();
+    eventually("they are finished in time", || {
+        let mut held: Vec<_> = [&*replayed, &replayed, &other, &other].map(hold).into();
+        topics.push(format!("topic {}", topics.len()));
+        check_answer(&bridge.call(&body(topics.last().unwrap())), 200, OK);
+        let statuses = [0, 2].map(|at| {
+            held[at].send(b" body.");
+            held[at].reply().unwrap().status
+        });
+        let is_late = statuses.contains(&408); // on a machine that is busy for two seconds
+        assert!(is_late || statuses == [400, 200], "{statuses:?}");
+        (!is_late).then_some(())
+    });
     check_answer(&bridge.call(&body("another")), 200, OK);
-    assert_eq!(bridge.topic_ids(), ["topic", "another"]);
+    topics.push("another".into());
+    assert_eq!(bridge.topic_ids(), topics);
 }
 
 /// Locks the outbox from outside, as an operator's `sqlite3` might, so that no commit can come.
@@ -225,7 +234,7 @@ fn an_event_that_commits_after_its_deadline_is_refused_and_delivered_all_the_sam
 
 #[test]
 fn a_locked_outbox_refuses_and_takes_again_by_itself() {
-    let bridge = Bridge::start(&[("ingress.ack_deadline", "10s")]);
+    let bridge = Bridge::start(&[("ingress.ack_deadline", "2s")]);
     let intruder = lock_out(&bridge);
     check_answer(&bridge.call(&body("topic")), 503, &fail(50301, "the outbox is locked"));
     assert_eq!(bridge.readiness().0, 503);

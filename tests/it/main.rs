@@ -46,6 +46,7 @@ mod power_cut;
 mod rabbitmq;
 mod reader;
 mod recovery;
+mod reload;
 mod servers_end;
 mod stop;
 mod stream;
