@@ -39,7 +39,8 @@ impl Reload {
         };
         let is_taken_up = |key: &String| key == "apps";
         let differences = self.settings.differences(&settings);
-        let need_restart: Vec<_> = differences.into_iter().filter(|key| !is_taken_up(key)).collect();
+        let need_restart: Vec<_> =
+            differences.into_iter().filter(|key| !is_taken_up(key)).collect();
         if changes.is_empty() {
             tracing::info!("read the configuration again: no app, token or log.level has changed");
         } else {

@@ -154,6 +154,27 @@ pub(crate) async fn received(bench: &Bench) -> anyhow::Result<Vec<Row>> {
     Ok(rows)
 }
 
+/// What it costs an answer to wait for the broker.
+pub(crate) async fn answers(bench: &Bench) -> anyhow::Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    for &kind in &bench.kinds {
+        for rate in RATES {
+            for answer in ["durable", "delivered"] {
+                let broker = start(bench, kind).await?;
+                let mut settings = sink(kind, Some(&broker));
+                settings.push(("INGRESS__ANSWER", answer.to_owned()));
+                let server = bench.start(&bench.bridges[0], settings).await?;
+                let load = bench.rated(rate);
+                let warm = bench.warm_up(&server, load).await?;
+                server.wait_until_published(warm.answered).await?;
+                let quantiles = bench.send(&server, load).await?.quantiles();
+                rows.push(Row::new(format!("{}, {rate}/s", title(kind)), answer, &quantiles));
+            }
+        }
+    }
+    Ok(rows)
+}
+
 /// Beside the floor with the same broker idle.
 pub(crate) async fn saturation(bench: &Bench) -> anyhow::Result<Vec<Row>> {
     let mut rows = Vec::new();

@@ -31,6 +31,8 @@ pub(crate) enum Part {
     Drain,
     /// From a callback to its event at a consumer of the broker, in ms
     Received,
+    /// From sending a callback to its answer, with `ingress.answer` as durable and as delivered, in ms
+    Answers,
     /// As fast as the answers come while the events go to a broker on the same cores: callbacks a
     /// second, the bridge's CPU from one to its delivery in µs, the share delivered meanwhile,
     /// resident memory at the most in MiB
@@ -44,7 +46,10 @@ pub(crate) enum Part {
 
 impl Part {
     pub(crate) fn needs_brokers(self) -> bool {
-        matches!(self, Self::Drain | Self::Received | Self::Saturation | Self::Outage)
+        matches!(
+            self,
+            Self::Drain | Self::Received | Self::Answers | Self::Saturation | Self::Outage
+        )
     }
 
     pub(crate) async fn measure(self, bench: &Bench) -> anyhow::Result<Vec<Row>> {
@@ -56,6 +61,7 @@ impl Part {
             Part::Readable => readable(bench).await,
             Part::Drain => brokers::drain(bench).await,
             Part::Received => brokers::received(bench).await,
+            Part::Answers => brokers::answers(bench).await,
             Part::Saturation => brokers::saturation(bench).await,
             Part::Outage => brokers::outage(bench).await,
             Part::Build => brokers::build(bench).await,
