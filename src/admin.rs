@@ -17,6 +17,7 @@ use tokio::sync::watch;
 
 use crate::config::Keys;
 use crate::config::value::{address, count};
+use crate::log::Log;
 use crate::metrics::Metrics;
 use crate::outbox::{Outbox, Reader};
 use crate::passthrough::Passthrough;
@@ -46,6 +47,7 @@ pub(crate) struct Admin {
     pub(crate) outbox: Outbox,
     pub(crate) reader: Reader,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) log: Log,
     pub(crate) sink: watch::Receiver<SinkState>,
     pub(crate) passthrough: Option<Arc<Passthrough>>,
     pub(crate) requests: Arc<Requests>,
@@ -164,6 +166,7 @@ async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
     metrics.outbox_max_bytes.set(gauge(admin.max_bytes));
     metrics.dead_letters.set(gauge(outbox.dead_letters()));
     metrics.quarantined.set(gauge(outbox.quarantined()));
+    metrics.log_lines_dropped(admin.log.dropped());
     match admin.reader.run(|reading| reading.oldest_pending_at()).await {
         Ok(oldest) => {
             let now = admin.outbox.clock().steady();

@@ -14,6 +14,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::admin::Admin;
 use crate::ingress::{self, Apps, Ingress};
+use crate::log::Log;
 use crate::metrics::Metrics;
 use crate::outbox::{self, Health, Outbox, Workers};
 use crate::passthrough::Passthrough;
@@ -68,7 +69,7 @@ struct Running {
 
 impl App {
     /// Opens the outbox and binds both listeners. Nothing is served yet.
-    pub async fn build(settings: Settings) -> anyhow::Result<Self> {
+    pub async fn build(settings: Settings, log: Log) -> anyhow::Result<Self> {
         let sink = Sink::new(&settings.sink, &settings.terms())?;
         for warning in settings.warnings() {
             tracing::warn!("{warning}");
@@ -105,6 +106,7 @@ impl App {
             outbox: outbox.clone(),
             reader: outbox.reader()?,
             metrics,
+            log,
             sink: relay.state(),
             passthrough,
             requests,

@@ -31,7 +31,7 @@ pub mod cli;
 pub mod config;
 mod event;
 mod ingress;
-mod log;
+pub mod log;
 mod message;
 mod metrics;
 mod outbox;

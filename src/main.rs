@@ -8,12 +8,14 @@ use std::thread;
 use anyhow::{Context as _, bail};
 use clap::Parser as _;
 use tokio::runtime::Builder;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 use tokio::task::spawn_blocking;
 use topic_bridge::app::App;
 use topic_bridge::cli::{self, Arguments, Command};
 use topic_bridge::config::Faults;
+use topic_bridge::log::Log;
+use topic_bridge::reload::Reload;
 use topic_bridge::settings::Settings;
 
 /// `EX_CONFIG` of sysexits.h: tells a service manager that a restart will not help.
@@ -39,7 +41,16 @@ fn exit_code(error: &anyhow::Error) -> ExitCode {
 }
 
 fn serve(settings: Settings) -> anyhow::Result<ExitCode> {
-    settings.start_log();
+    let log = settings.start_log();
+    let result = run(settings, &log);
+    if let Err(error) = &result {
+        tracing::error!(error = format!("{error:#}"), "topic-bridge ends");
+    }
+    log.flush();
+    Ok(result.map_or_else(|error| exit_code(&error), |()| ExitCode::SUCCESS)) // reported once, here
+}
+
+fn run(settings: Settings, log: &Log) -> anyhow::Result<()> {
     // The usual soft limit of 1024 is lower than ingress.max_connections; the hard limit is meant for
     // programs like this one.
     if let Err(error) = rlimit::increase_nofile_limit(u64::MAX) {
@@ -52,29 +63,14 @@ fn serve(settings: Settings) -> anyhow::Result<ExitCode> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    let result = runtime.block_on(async {
-        let stop = stop_signal(panicked.clone())?; // before anything is opened: no signal is missed
-        let mut hangup = signal(SignalKind::hangup()).context("cannot listen for SIGHUP")?;
-        let app = App::build(settings).await?;
-        let mut reload = app.reload();
-        tokio::spawn(async move {
-            while let Some(()) = hangup.recv().await {
-                let again = move || {
-                    reload.again();
-                    reload
-                };
-                let Ok(back) = spawn_blocking(again).await else { return };
-                reload = back;
-            }
-        });
+    runtime.block_on(async {
+        let stop = stop_signal(panicked.clone(), log.clone())?; // before anything is opened: no signal is missed
+        let hangups = signal(SignalKind::hangup()).context("cannot listen for SIGHUP")?;
+        let app = App::build(settings, log.clone()).await?;
+        tokio::spawn(take_up(app.reload(), hangups));
         app.run(stop).await?;
         check(&panicked)
-    });
-    if let Err(error) = &result {
-        tracing::error!(error = format!("{error:#}"), "topic-bridge ends");
-        return Ok(exit_code(error)); // reported once, here
-    }
-    Ok(ExitCode::SUCCESS)
+    })
 }
 
 /// Lets each panic be reported as usual, and the first one end the process: the part that panicked is gone, and
@@ -83,7 +79,6 @@ fn watch_for_panics() -> watch::Receiver<Option<String>> {
     let (first, panicked) = watch::channel(None);
     let usual = panic::take_hook();
     panic::set_hook(Box::new(move |panic| {
-        usual(panic);
         let thread = thread::current();
         let name = thread.name().unwrap_or("without a name");
         let place = panic.location().map(ToString::to_string).unwrap_or_default();
@@ -92,8 +87,21 @@ fn watch_for_panics() -> watch::Receiver<Option<String>> {
             "the thread {name:?} panicked at {place}: {said}: this is a bug in topic-bridge, please report it"
         );
         first.send_if_modified(|first| first.is_none() && first.replace(reason).is_none());
+        usual(panic); // last: it writes to stderr, and blocks if nobody reads it
     }));
     panicked
+}
+
+/// Takes up at each SIGHUP what can be taken up without a restart.
+async fn take_up(mut reload: Reload, mut hangups: Signal) {
+    while let Some(()) = hangups.recv().await {
+        let again = move || {
+            reload.again();
+            reload
+        };
+        let Ok(back) = spawn_blocking(again).await else { return };
+        reload = back;
+    }
 }
 
 fn check(panicked: &watch::Receiver<Option<String>>) -> anyhow::Result<()> {
@@ -107,6 +115,7 @@ fn check(panicked: &watch::Receiver<Option<String>>) -> anyhow::Result<()> {
 /// once.
 fn stop_signal(
     mut panicked: watch::Receiver<Option<String>>,
+    log: Log,
 ) -> anyhow::Result<impl Future<Output = anyhow::Result<()>>> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
@@ -122,6 +131,7 @@ fn stop_signal(
                 Some(first) => drop(first.send(())),
                 None => {
                     tracing::warn!("ended at once by a second signal");
+                    log.flush();
                     std::process::exit(1);
                 }
             }

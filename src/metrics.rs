@@ -82,6 +82,7 @@ pub(crate) struct Metrics {
     pub(crate) quarantined: IntGauge,
     pub(crate) sink_up: IntGauge,
     pub(crate) last_callback_timestamp_seconds: Gauge,
+    log_lines_dropped: IntCounter,
 }
 
 /// Seconds: fine-grained where an answer should be, with an edge at the platform's two seconds.
@@ -107,6 +108,7 @@ const PUBLISH_HELP: &str = "To have one batch of events confirmed by the sink.";
 const DELIVERY_HELP: &str = "From an event's acceptance to its confirmation by the sink.";
 const QUARANTINED_HELP: &str = "Authentic callbacks that could not be understood and are kept.";
 const LAST_HELP: &str = "When the last authentic callback came, in Unix time; 0 before the first.";
+const DROPPED_HELP: &str = "Log lines dropped because stderr was not read as fast as they came.";
 
 impl CallbackOutcome {
     /// The label.
@@ -152,6 +154,7 @@ impl Metrics {
             sink_up: new.gauge_with(up.const_label("sink", sink)),
             last_callback_timestamp_seconds: new
                 .float_gauge("last_callback_timestamp_seconds", LAST_HELP),
+            log_lines_dropped: new.counter("log_lines_dropped_total", DROPPED_HELP),
             process: Registry::new(),
             registry,
         };
@@ -192,6 +195,11 @@ impl Metrics {
         self.ignored.with_label_values(&[label]).inc();
     }
 
+    /// How many lines the log has dropped so far; it counts them itself.
+    pub(crate) fn log_lines_dropped(&self, total: u64) {
+        self.log_lines_dropped.inc_by(total.saturating_sub(self.log_lines_dropped.get()));
+    }
+
     /// All metrics in Prometheus text format.
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut text = Vec::new();
@@ -217,6 +225,10 @@ impl Register<'_> {
         let metric = metric.expect("names and labels are valid constants");
         self.registry.register(Box::new(metric.clone())).expect("each name is registered once");
         metric
+    }
+
+    fn counter(&self, name: &str, help: &str) -> IntCounter {
+        self.add(IntCounter::new(name, help))
     }
 
     fn counters(&self, name: &str, help: &str, label: &str) -> IntCounterVec {

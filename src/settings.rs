@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 use crate::config::value::count;
 use crate::config::{Faults, Keys, Value};
+use crate::log::Log;
 use crate::sink::Terms;
 use crate::{admin, event, ingress, log, outbox, passthrough, relay, sink};
 
@@ -94,8 +95,8 @@ impl Settings {
     }
 
     /// Starts the log of this process.
-    pub fn start_log(&self) {
-        log::start(&self.log);
+    pub fn start_log(&self) -> Log {
+        Log::start(&self.log)
     }
 
     /// What may well be a mistake, or is a risk that the operator takes; one line each.

@@ -9,7 +9,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::settings::Settings;
-use crate::{log, sink};
+use crate::sink;
 
 /// Lines that may wait to be written.
 const AHEAD: usize = 256;
@@ -26,10 +26,10 @@ pub struct Args {
 
 pub fn run(args: &Args, file: Option<PathBuf>, set: &[String]) -> anyhow::Result<ExitCode> {
     let settings = Settings::load_for_reading(file, set)?;
-    log::start(&settings.log);
+    let log = settings.start_log();
     let runtime = Builder::new_current_thread().enable_all().build();
     let runtime = runtime.context("cannot start the runtime")?;
-    runtime.block_on(async {
+    let result = runtime.block_on(async {
         let (mut end, mut interrupt) =
             (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         tokio::select! {
@@ -39,9 +39,10 @@ pub fn run(args: &Args, file: Option<PathBuf>, set: &[String]) -> anyhow::Result
             _ = end.recv() => Ok(()),
             _ = interrupt.recv() => Ok(()),
         }
-    })?;
+    });
+    log.flush();
     runtime.shutdown_background(); // a client's thread may still wait for its broker
-    Ok(ExitCode::SUCCESS)
+    result.map(|()| ExitCode::SUCCESS)
 }
 
 async fn follow(args: &Args, settings: &Settings) -> anyhow::Result<()> {

@@ -36,6 +36,7 @@ mod identity;
 mod input;
 mod kafka;
 mod limits;
+mod log;
 mod migration;
 mod nats;
 mod one_process;

@@ -303,7 +303,7 @@ fn health_says_in_which_state_each_part_is() {
     assert_eq!(readiness, expected);
 }
 
-const SERIES: [&str; 14] = [
+const SERIES: [&str; 15] = [
     "ack_seconds_count",
     "ack_seconds_bucket{le=\"2\"}",
     "commit_seconds_count",
@@ -318,6 +318,7 @@ const SERIES: [&str; 14] = [
     "quarantined",
     "sink_up{sink=\"embedded\"}",
     "last_callback_timestamp_seconds",
+    "log_lines_dropped_total",
 ];
 
 const OUTCOMES: [&str; 10] = [
