@@ -1,7 +1,12 @@
 //! The private listener: truthful health, metrics, and the event stream, which shows every event that was
-//! durably accepted, whichever sink is in use. It has no authentication.
+//! durably accepted, whichever sink is in use. It has no authentication. Health and metrics need neither a share of
+//! the readers' memory nor their connection to the outbox.
 
+mod ask;
+mod budget;
+mod chunk;
 mod events;
+mod feed;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -15,8 +20,11 @@ use axum::routing::get;
 use serde::Serialize;
 use tokio::sync::watch;
 
+pub(crate) use self::budget::Budget;
+pub(crate) use self::events::Events;
+pub(crate) use self::feed::Readers;
 use crate::config::Keys;
-use crate::config::value::{address, count};
+use crate::config::value::{address, count, size};
 use crate::log::Log;
 use crate::metrics::Metrics;
 use crate::outbox::{Outbox, Reader};
@@ -31,6 +39,7 @@ use crate::verdict::Kind;
 pub(crate) struct Config {
     pub(crate) listen: SocketAddr,
     pub(crate) max_connections: usize,
+    pub(crate) max_buffer_bytes: u64,
 }
 
 impl Config {
@@ -38,6 +47,7 @@ impl Config {
         Config {
             listen: keys.read("admin.listen", address),
             max_connections: keys.read("admin.max_connections", count(1_000_000)),
+            max_buffer_bytes: keys.read("admin.max_buffer_bytes", size(1 << 30)),
         }
     }
 }
@@ -46,6 +56,8 @@ impl Config {
 pub(crate) struct Admin {
     pub(crate) outbox: Outbox,
     pub(crate) reader: Reader,
+    pub(crate) events: Events,
+    pub(crate) readers: Readers,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) log: Log,
     pub(crate) sink: watch::Receiver<SinkState>,
@@ -55,8 +67,6 @@ pub(crate) struct Admin {
     pub(crate) max_bytes: u64,
     /// The public listener's phase: not ready from the first sign of stopping.
     pub(crate) ingress: watch::Receiver<Phase>,
-    /// This listener's phase: endless streams end when they have shown everything.
-    pub(crate) phase: watch::Receiver<Phase>,
 }
 
 impl Admin {

@@ -12,7 +12,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
-use crate::admin::Admin;
+use crate::admin::{Admin, Budget, Events, Readers};
 use crate::ingress::{self, Apps, Ingress};
 use crate::log::Log;
 use crate::metrics::Metrics;
@@ -21,7 +21,7 @@ use crate::passthrough::Passthrough;
 use crate::relay::Relay;
 use crate::reload::Reload;
 use crate::requests::Requests;
-use crate::server::{self, Limits, Phase, Server};
+use crate::server::{self, HttpService, Limits, Phase, Server};
 use crate::settings::Settings;
 use crate::sink::Sink;
 use crate::tasks::{Tasks, on_own_thread};
@@ -105,6 +105,11 @@ impl App {
         let admin = Admin {
             outbox: outbox.clone(),
             reader: outbox.reader()?,
+            events: Events::of(&outbox)?,
+            readers: Readers {
+                budget: Budget::new(settings.admin.max_buffer_bytes),
+                phase: admin_phase.subscribe(),
+            },
             metrics,
             log,
             sink: relay.state(),
@@ -113,7 +118,6 @@ impl App {
             sink_name,
             max_bytes: settings.outbox.max_bytes,
             ingress: ingress_phase.subscribe(),
-            phase: admin_phase.subscribe(),
         };
         let (config, naming) = (settings.ingress.clone(), settings.event.clone());
         let ingress = Ingress::new(config, naming, links);
@@ -177,10 +181,7 @@ impl App {
             Ok(())
         });
         let (server, service) = (self.admin_server, TowerToHyperService::new(self.admin.router()));
-        tasks.spawn(PRIVATE, async move {
-            server.run(service, || ()).await;
-            Ok(())
-        });
+        tasks.spawn(PRIVATE, on_own_thread(PRIVATE, show(server, service)));
         let (path, is_https) = (&settings.ingress.path, settings.ingress.tls.is_some());
         tracing::info!(address = %ingress_address, path, https = is_https, "listening for callbacks");
         tracing::info!(address = %admin_address, "private listener ready");
@@ -294,6 +295,14 @@ async fn admin_server(settings: &Settings, phase: &watch::Sender<Phase>) -> anyh
         phase: phase.subscribe(),
         turned_away: r#"{"error":"too many connections"}"#.into(),
     })
+}
+
+/// Runs the private listener on a runtime of its own, so that no reader delays an answer to a callback.
+async fn show(mut server: Server, service: impl HttpService) -> anyhow::Result<()> {
+    // A socket belongs to the runtime that it was bound on.
+    server.listener = TcpListener::from_std(server.listener.into_std()?)?;
+    server.run(service, || ()).await;
+    Ok(())
 }
 
 async fn bind(address: SocketAddr, key: &'static str) -> anyhow::Result<TcpListener> {

@@ -2,10 +2,12 @@
 //! command, with or without a running bridge. Reads are short, so that none of them holds up the
 //! write-ahead log.
 
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rusqlite::{Connection, params};
+use tokio::sync::Semaphore;
 
 use super::lock::Lock;
 use super::row::{COLUMNS, Slot, Stored};
@@ -29,6 +31,8 @@ pub(crate) struct Deferred {
 #[derive(Clone)]
 pub(crate) struct Reader {
     connection: Arc<Mutex<Connection>>,
+    /// Those that wait for their read wait here, and not each on a thread.
+    turn: Arc<Semaphore>,
     /// Dropped after the connection: see `lock.rs`.
     _lock: Option<Arc<Lock>>,
 }
@@ -36,23 +40,30 @@ pub(crate) struct Reader {
 impl Reader {
     /// For other processes; a bridge may or may not be running.
     pub(crate) fn open(path: &Path) -> Result<Self, OpenError> {
-        let connection = Arc::new(Mutex::new(connection::open_for_reading(path)?));
-        Ok(Reader { connection, _lock: None })
+        Ok(Self::of(connection::open_for_reading(path)?, None))
     }
 
     /// For use inside the bridge itself.
     pub(super) fn beside(lock: &Arc<Lock>) -> Result<Self, OpenError> {
-        let connection = Arc::new(Mutex::new(connection::open_for_reading(lock.path())?));
-        Ok(Reader { connection, _lock: Some(lock.clone()) })
+        Ok(Self::of(connection::open_for_reading(lock.path())?, Some(lock.clone())))
     }
 
-    /// Runs one read on a blocking thread.
+    fn of(connection: Connection, lock: Option<Arc<Lock>>) -> Self {
+        let connection = Arc::new(Mutex::new(connection));
+        Reader { connection, turn: Arc::new(Semaphore::new(1)), _lock: lock }
+    }
+
+    /// Runs one read on a blocking thread, in turn.
     pub(crate) async fn run<T: Send + 'static>(
         &self,
         read: impl FnOnce(&Reading) -> rusqlite::Result<T> + Send + 'static,
     ) -> ReadResult<T> {
+        let turn = self.turn.clone().acquire_owned().await.expect("it is never closed");
         let reader = self.clone();
-        let read = tokio::task::spawn_blocking(move || reader.run_here(read));
+        let read = tokio::task::spawn_blocking(move || {
+            let _turn = turn; // until the read has ended, even if whoever asked is gone
+            reader.run_here(read)
+        });
         read.await.expect("a read does not panic, and is awaited before the runtime ends")
     }
 
@@ -77,20 +88,32 @@ pub(crate) struct Reading<'c> {
 impl Reading<'_> {
     /// At most `limit` events after a position, in order.
     pub(crate) fn after(&self, position: u64, limit: usize) -> rusqlite::Result<Vec<Slot>> {
+        let (mut slots, mut bytes) = (Vec::new(), 0);
+        self.each_after(position, limit, |slot| {
+            bytes += slot.as_ref().map_or(0, |stored| stored.event.data.len());
+            slots.push(slot);
+            if bytes < MAX_PAGE_BYTES { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        })?;
+        Ok(slots)
+    }
+
+    /// The same one by one, for as long as `show` wants more.
+    pub(crate) fn each_after(
+        &self,
+        position: u64,
+        limit: usize,
+        mut show: impl FnMut(Slot) -> ControlFlow<()>,
+    ) -> rusqlite::Result<()> {
         let sql =
             format!("SELECT {COLUMNS} FROM events WHERE position > ?1 ORDER BY position LIMIT ?2");
         let mut statement = self.connection.prepare_cached(&sql)?;
         let mut rows = statement.query(params![position, limit])?;
-        let (mut slots, mut bytes) = (Vec::new(), 0);
         while let Some(row) = rows.next()? {
-            let slot = Stored::read(row, 0)?;
-            bytes += slot.as_ref().map_or(0, |stored| stored.event.data.len());
-            slots.push(slot);
-            if bytes >= MAX_PAGE_BYTES {
+            if show(Stored::read(row, 0)?).is_break() {
                 break;
             }
         }
-        Ok(slots)
+        Ok(())
     }
 
     /// At most `limit` events that are due to be retried: the longest overdue, in order. `not_after` is

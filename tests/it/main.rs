@@ -46,6 +46,7 @@ mod platform;
 mod power_cut;
 mod rabbitmq;
 mod reader;
+mod readers;
 mod recovery;
 mod reload;
 mod servers_end;
