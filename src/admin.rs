@@ -7,14 +7,16 @@ mod budget;
 mod chunk;
 mod events;
 mod feed;
+mod host;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::State;
+use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
+use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 use serde::Serialize;
@@ -67,19 +69,29 @@ pub(crate) struct Admin {
     pub(crate) max_bytes: u64,
     /// The public listener's phase: not ready from the first sign of stopping.
     pub(crate) ingress: watch::Receiver<Phase>,
+    /// Whether this listener is on a loopback address, where only local names are served.
+    pub(crate) is_loopback: bool,
 }
 
 impl Admin {
     pub(crate) fn router(self) -> Router {
-        Router::new()
+        let router = Router::new()
             .route("/livez", get(async || "ok\n"))
             .route("/readyz", get(readyz))
             .route("/metrics", get(metrics))
             .route("/events", get(events::events))
             .fallback(async || {
                 refuse(StatusCode::NOT_FOUND, "there are /livez, /readyz, /metrics and /events")
-            })
-            .with_state(Arc::new(self))
+            });
+        let router = if self.is_loopback { router.layer(from_fn(local_only)) } else { router };
+        router.with_state(Arc::new(self))
+    }
+}
+
+async fn local_only(request: Request, next: Next) -> Response {
+    match host::check(&request) {
+        Ok(()) => next.run(request).await,
+        Err(error) => refuse(StatusCode::FORBIDDEN, &error),
     }
 }
 

@@ -118,6 +118,7 @@ impl App {
             sink_name,
             max_bytes: settings.outbox.max_bytes,
             ingress: ingress_phase.subscribe(),
+            is_loopback: settings.admin.listen.ip().is_loopback(),
         };
         let (config, naming) = (settings.ingress.clone(), settings.event.clone());
         let ingress = Ingress::new(config, naming, links);

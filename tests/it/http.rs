@@ -117,7 +117,7 @@ impl Connection {
 pub(crate) fn head(method: &str, target: &str, headers: &[&str], length: usize) -> Vec<u8> {
     let headers: String = headers.iter().map(|header| format!("{header}\r\n")).collect();
     format!(
-        "{method} {target} HTTP/1.1\r\nHost: bridge\r\n{headers}Content-Length: {length}\r\n\r\n"
+        "{method} {target} HTTP/1.1\r\nHost: localhost\r\n{headers}Content-Length: {length}\r\n\r\n"
     )
     .into_bytes()
 }

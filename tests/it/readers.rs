@@ -136,3 +136,27 @@ fn a_page_is_cut_by_its_bytes_and_its_reader_finds_neither_gap_nor_repeat() {
         assert_eq!(text.matches("\ndata: ").count(), 160, "{budget}");
     }
 }
+
+#[test]
+fn on_a_loopback_address_only_those_who_mean_this_host_are_served() {
+    let check = |listen: &str, host: &str, status: u16| {
+        let bridge = Bridge::start(&[("admin.listen", listen)]);
+        for target in ["/livez", "/readyz", "/metrics", "/events?from=now&x=", "/nowhere"] {
+            let mut connection = Connection::open(bridge.admin);
+            let head = format!("GET {target} HTTP/1.1\r\n{host}\r\n{PAGE}\r\n\r\n");
+            connection.send(head.as_bytes());
+            let reply = connection.reply().unwrap();
+            let expected = if target == "/nowhere" && status == 200 { 404 } else { status };
+            assert_eq!(reply.status, expected, "{listen} {host} {target}");
+            if status == 403 {
+                let error = reply.json()["error"].as_str().unwrap().to_owned();
+                assert!(error.contains("attacker.example") && error.contains("admin.listen"));
+            }
+        }
+    };
+    check("127.0.0.1:0", "Host: localhost:9090", 200);
+    check("127.0.0.1:0", "Host: 127.0.0.1", 200);
+    check("127.0.0.1:0", "host:", 200);
+    check("127.0.0.1:0", "Host: attacker.example:9090", 403);
+    check("0.0.0.0:0", "Host: attacker.example", 200); // a service's name in a cluster, say
+}
