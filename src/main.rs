@@ -4,6 +4,7 @@
 use std::panic;
 use std::process::ExitCode;
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::Parser as _;
@@ -20,6 +21,9 @@ use topic_bridge::settings::Settings;
 
 /// `EX_CONFIG` of sysexits.h: tells a service manager that a restart will not help.
 const CONFIGURATION: u8 = 78;
+
+/// How long the usual report of a panic, with its backtrace, may take before the process ends without it.
+const PANIC_REPORT: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     let Arguments { config, set, command } = Arguments::parse();
@@ -86,10 +90,19 @@ fn watch_for_panics() -> watch::Receiver<Option<String>> {
         let reason = format!(
             "the thread {name:?} panicked at {place}: {said}: this is a bug in topic-bridge, please report it"
         );
-        first.send_if_modified(|first| first.is_none() && first.replace(reason).is_none());
-        usual(panic); // last: it writes to stderr, and blocks if nobody reads it
+        let (late, in_any_case) = (first.clone(), reason.clone());
+        let _ = thread::Builder::new().spawn(move || {
+            thread::sleep(PANIC_REPORT);
+            note(&late, in_any_case);
+        });
+        usual(panic); // blocks while nobody reads stderr
+        note(&first, reason);
     }));
     panicked
+}
+
+fn note(first: &watch::Sender<Option<String>>, reason: String) {
+    first.send_if_modified(|first| first.is_none() && first.replace(reason).is_none());
 }
 
 /// Takes up at each SIGHUP what can be taken up without a restart.

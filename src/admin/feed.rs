@@ -155,9 +155,9 @@ impl Readers {
         let mut max_bytes = self.budget.at_most(most);
         loop {
             let share = self.budget.reserve(max_bytes).await;
-            let chunk = feed.fill(Chunk::new(form, after, limit, max_bytes)).await?;
-            match chunk.finish() {
-                Ok((text, next)) => return Ok((share.pay_for(text), next)),
+            let chunk = Chunk::new(form, after, limit, max_bytes, share);
+            match feed.fill(chunk).await?.finish() {
+                Ok(read) => return Ok(read),
                 Err(needed) => max_bytes = needed,
             }
         }

@@ -28,10 +28,15 @@ fn fill(bridge: &Bridge, events: u32) {
     }
 }
 
-fn memory(bridge: &Bridge) -> u64 {
+/// A number from `/proc`.
+fn status(bridge: &Bridge, name: &str) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", bridge.pid())).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
+    let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+fn memory(bridge: &Bridge) -> u64 {
+    status(bridge, "VmRSS:") << 10
 }
 
 /// Asks for events, and never reads a byte of what comes.
@@ -67,6 +72,8 @@ fn readers_that_do_not_read_hold_up_no_callback_and_no_probe_and_take_bounded_me
             assert_eq!(bridge.readiness().0, 200);
             assert_eq!(bridge.get("/metrics").status, 200);
             most = most.max(memory(&bridge));
+            let threads = status(&bridge, "Threads:");
+            assert!(threads < 30, "{threads} threads: readers wait on one each");
             number += 1;
         }
         eprintln!(
