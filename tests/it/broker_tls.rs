@@ -6,9 +6,12 @@ use crate::broker::{self, Kind, Target, Way};
 use crate::calls::{becomes, call, is_delivered, start};
 use crate::servers::{PASSWORD, USER};
 
+/// All that is ever logged.
+const TALKATIVE: [(&str, &str); 1] = [("log.level", "trace")];
+
 /// A bridge with these settings delivers.
 fn works(target: &Target, settings: &[(&str, &str)]) {
-    let bridge = start(target, settings);
+    let bridge = start(target, &merge(settings, &TALKATIVE));
     becomes(&bridge, "ready");
     call(&bridge, "over TLS");
     is_delivered(&bridge);
@@ -17,7 +20,7 @@ fn works(target: &Target, settings: &[(&str, &str)]) {
 
 /// A bridge with these settings is refused, for a reason of this kind, and still takes callbacks.
 fn fails(target: &Target, settings: &[(&str, &str)], kind: &str) {
-    let bridge = start(target, settings);
+    let bridge = start(target, &merge(settings, &TALKATIVE));
     becomes(&bridge, "degraded");
     call(&bridge, "kept");
     let expected = format!("\"kind\":{kind:?}");
@@ -50,6 +53,7 @@ fn kafka() {
         ("kafka.properties.security.protocol", "SASL_SSL"),
         ("kafka.properties.sasl.mechanism", "SCRAM-SHA-512"),
         ("kafka.properties.sasl.username", USER),
+        ("kafka.properties.debug", "broker,conf,security"),
     ];
     let trusted = [("kafka.properties.ssl.ca.location", ca.as_str())];
     let base = merge(&sasl, &trusted);
