@@ -8,6 +8,7 @@ mod chunk;
 mod events;
 mod feed;
 mod host;
+mod requests;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -35,6 +36,8 @@ use crate::relay::SinkState;
 use crate::requests::Requests;
 use crate::server::Phase;
 use crate::verdict::Kind;
+
+const ROUTES: &str = "there are /livez, /readyz, /metrics, /events and /requests";
 
 /// `[admin]`.
 #[derive(Debug, Clone)]
@@ -80,9 +83,8 @@ impl Admin {
             .route("/readyz", get(readyz))
             .route("/metrics", get(metrics))
             .route("/events", get(events::events))
-            .fallback(async || {
-                refuse(StatusCode::NOT_FOUND, "there are /livez, /readyz, /metrics and /events")
-            });
+            .route("/requests", get(requests::requests))
+            .fallback(async || refuse(StatusCode::NOT_FOUND, ROUTES));
         let router = if self.is_loopback { router.layer(from_fn(local_only)) } else { router };
         router.with_state(Arc::new(self))
     }

@@ -47,6 +47,7 @@ pub struct App {
     outbox: Outbox,
     workers: Workers,
     relay: Relay,
+    log: Log,
     apps: Arc<Apps>,
     ingress: Arc<Ingress>,
     ingress_server: Server,
@@ -111,7 +112,7 @@ impl App {
                 phase: admin_phase.subscribe(),
             },
             metrics,
-            log,
+            log: log.clone(),
             sink: relay.state(),
             passthrough,
             requests,
@@ -127,6 +128,7 @@ impl App {
             outbox,
             workers,
             relay,
+            log,
             apps,
             ingress,
             ingress_server,
@@ -148,7 +150,7 @@ impl App {
 
     /// What takes parts of the configuration up again.
     pub fn reload(&self) -> Reload {
-        Reload::new(self.settings.clone(), self.apps.clone())
+        Reload::new(self.settings.clone(), self.apps.clone(), self.log.clone())
     }
 
     /// Runs until `stop` completes, then stops in order; stops immediately if `stop` returns an error. An

@@ -24,6 +24,7 @@ use axum::http::{HeaderValue, StatusCode};
 use axum::response::Response;
 use axum::routing::post;
 use bytes::Bytes;
+use hyper::body::Body as _;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 
@@ -154,6 +155,7 @@ impl Unread {
 
     async fn read(self, limit: u64, entry: &mut Entry<'_>) -> Result<Bytes, Answer> {
         let mut size = 0;
+        entry.announces(self.body.size_hint().exact());
         let read = body::read(self.body, limit, self.expects_word, self.deadline, &mut size).await;
         entry.has_body(size);
         read
@@ -245,7 +247,11 @@ impl Ingress {
 
     /// The same where the answer says it all.
     fn refuse_plainly(&self, answer: &Answer, entry: &mut Entry<'_>) -> Response {
-        self.refuse(answer, answer.info(), entry)
+        let reason = match answer {
+            Answer::Timeout => entry.of_body(self.config.time_to_read()),
+            answer => answer.info(),
+        };
+        self.refuse(answer, reason, entry)
     }
 }
 

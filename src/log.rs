@@ -32,6 +32,12 @@ impl Config {
     }
 }
 
+impl Config {
+    pub(crate) fn level(&self) -> LevelFilter {
+        self.level
+    }
+}
+
 fn level(value: &Value) -> Result<LevelFilter, String> {
     choice(
         value,
@@ -90,7 +96,6 @@ impl Log {
     }
 
     /// Changes the level while the bridge is running; the format stays as it is.
-    #[expect(dead_code, reason = "for the reload on SIGHUP")]
     pub(crate) fn set_level(&self, config: &Config) {
         // An error means that the subscriber is gone, which was the first bridge's, in the same process.
         let _ = self.filter.reload(filter(config));

@@ -4,17 +4,19 @@
 use std::sync::Arc;
 
 use crate::ingress::Apps;
+use crate::log::Log;
 use crate::settings::Settings;
 
 /// What can change while a bridge runs.
 pub struct Reload {
     settings: Settings,
     apps: Arc<Apps>,
+    log: Log,
 }
 
 impl Reload {
-    pub(crate) fn new(settings: Settings, apps: Arc<Apps>) -> Self {
-        Reload { settings, apps }
+    pub(crate) fn new(settings: Settings, apps: Arc<Apps>, log: Log) -> Self {
+        Reload { settings, apps, log }
     }
 
     /// Reads the configuration again, and takes up what can be. Blocks.
@@ -30,14 +32,20 @@ impl Reload {
                 return;
             }
         };
-        let changes = match self.apps.replace(settings.ingress.apps.clone()) {
+        let mut changes = match self.apps.replace(settings.ingress.apps.clone()) {
             Ok(changes) => changes,
             Err(reason) => {
                 tracing::error!(reason, "the apps are not taken up: the old ones stay in force");
                 return;
             }
         };
-        let is_taken_up = |key: &String| key == "apps";
+        let level = settings.log.level();
+        if level != self.settings.log.level() {
+            self.log.set_level(&settings.log);
+            self.settings.log = settings.log.clone();
+            changes.push(format!("log.level is now {level}"));
+        }
+        let is_taken_up = |key: &String| key == "apps" || key == "log.level";
         let differences = self.settings.differences(&settings);
         let need_restart: Vec<_> =
             differences.into_iter().filter(|key| !is_taken_up(key)).collect();

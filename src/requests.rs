@@ -7,8 +7,9 @@ use std::collections::VecDeque;
 use std::mem;
 use std::net::SocketAddr;
 use std::sync::{Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use humantime::format_duration;
 use serde::Serialize;
 use tokio::sync::watch;
 
@@ -52,7 +53,7 @@ impl Requests {
     /// Notes a request that has arrived; it is recorded when the entry is dropped.
     pub(crate) fn enter(&self, at: Timestamp, peer: Option<SocketAddr>) -> Entry<'_> {
         let request = Request { at, peer, ..Request::default() };
-        Entry { requests: self, arrived: Instant::now(), request }
+        Entry { requests: self, arrived: Instant::now(), announced: None, request }
     }
 
     fn record(&self, request: Request) {
@@ -89,6 +90,8 @@ impl Requests {
 pub(crate) struct Entry<'r> {
     requests: &'r Requests,
     arrived: Instant,
+    /// The length of the body, as its head says.
+    announced: Option<u64>,
     request: Request,
 }
 
@@ -102,6 +105,19 @@ impl Entry<'_> {
             }
             short => short,
         });
+    }
+
+    pub(crate) fn announces(&mut self, length: Option<u64>) {
+        self.announced = length;
+    }
+
+    /// How much of the body came in the time for it.
+    pub(crate) fn of_body(&self, time: Duration) -> String {
+        let (came, time) = (self.request.body_bytes, format_duration(time));
+        match self.announced {
+            Some(length) => format!("{came} of {length} bytes of the body came within {time}"),
+            None => format!("{came} bytes of a body in chunks came within {time}, and not its end"),
+        }
     }
 
     pub(crate) fn has_body(&mut self, bytes: u64) {

@@ -1,4 +1,7 @@
-//! `topic-bridge tail`: prints what comes out of the configured sink, one event per line.
+//! `topic-bridge tail`: prints what comes out of the configured sink, one event per line; or what arrives at the
+//! public listener.
+
+mod requests;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -16,11 +19,15 @@ const AHEAD: usize = 256;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Begin with the oldest event that the sink still has, not with the next one.
+    /// Begin with the oldest event that the sink still has (or request that the bridge still has), not with the next
+    /// one.
     #[arg(long)]
     from_start: bool,
-    /// End after so many events.
-    #[arg(long, value_name = "EVENTS", value_parser = clap::value_parser!(u64).range(1..))]
+    /// Show what arrives at the public listener of the running bridge, and why it is refused.
+    #[arg(long)]
+    requests: bool,
+    /// End after so many.
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
 }
 
@@ -33,9 +40,10 @@ pub fn run(args: &Args, file: Option<PathBuf>, set: &[String]) -> anyhow::Result
         let (mut end, mut interrupt) =
             (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         tokio::select! {
-            result = follow(args, &settings) => {
-                result.with_context(|| format!("tail of {}", settings.sink.kind.name()))
-            },
+            result = follow(args, &settings) => result.with_context(|| match args.requests {
+                true => "tail of requests".to_owned(),
+                false => format!("tail of {}", settings.sink.kind.name()),
+            }),
             _ = end.recv() => Ok(()),
             _ = interrupt.recv() => Ok(()),
         }
@@ -48,7 +56,14 @@ pub fn run(args: &Args, file: Option<PathBuf>, set: &[String]) -> anyhow::Result
 async fn follow(args: &Args, settings: &Settings) -> anyhow::Result<()> {
     let (sender, mut lines) = mpsc::channel(AHEAD);
     let terms = settings.terms();
-    let mut tail = std::pin::pin!(sink::tail(&settings.sink, &terms, args.from_start, sender));
+    let from_start = args.from_start;
+    let tail = async {
+        match args.requests {
+            true => requests::follow(settings.admin.listen, from_start, sender).await,
+            false => sink::tail(&settings.sink, &terms, from_start, sender).await,
+        }
+    };
+    let mut tail = std::pin::pin!(tail);
     let mut shown = 0;
     while args.count.is_none_or(|count| shown < count) {
         let line: String = tokio::select! {

@@ -49,6 +49,7 @@ mod reader;
 mod readers;
 mod recovery;
 mod reload;
+mod requests;
 mod servers_end;
 mod stop;
 mod stream;
