@@ -38,15 +38,20 @@ pub fn run(args: &Args, file: Option<PathBuf>, set: &[String]) -> anyhow::Result
         }
     };
     super::print(&text)?;
-    eprintln!("the configuration is good");
     for warning in settings.warnings() {
         eprintln!("{:<8} {warning}", name(Health::Doubtful));
     }
     for Finding { point, verdict, text } in &findings {
         eprintln!("{:<8} {point}: {text}", name(*verdict));
     }
-    let is_bad = findings.iter().any(|finding| finding.verdict == Health::Bad);
-    Ok(if is_bad { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    match findings.iter().filter(|finding| finding.verdict == Health::Bad).count() {
+        0 => eprintln!("the configuration is good"),
+        bad => {
+            eprintln!("the configuration can be read, but does not work: {bad} bad, see above");
+            return Ok(ExitCode::FAILURE);
+        }
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn examine(settings: &Settings) -> anyhow::Result<Vec<Finding>> {

@@ -66,6 +66,10 @@ impl Broker for Kafka {
 
     const BATCHES: usize = 4;
 
+    fn addresses(&self) -> Vec<String> {
+        self.topic.brokers.split(',').map(|broker| broker.trim().to_owned()).collect()
+    }
+
     /// Does not connect yet: librdkafka does so when it is asked for the topic.
     async fn open(&self, _steps: &mut Steps) -> Result<Producing, Failed> {
         self.producing().map_err(|error| {

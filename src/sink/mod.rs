@@ -10,6 +10,7 @@
 
 mod access;
 mod embedded;
+mod http_port;
 #[cfg(feature = "kafka")]
 mod kafka;
 #[cfg(feature = "nats")]
@@ -24,6 +25,7 @@ mod session;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use tokio::sync::mpsc;
 
 use crate::config::value::choice;
@@ -292,7 +294,17 @@ pub(crate) async fn tail(
         #[cfg(feature = "nats")]
         SinkKind::Nats => nats::tail(&config.nats, terms, from_start, lines).await,
         #[cfg(feature = "rabbitmq")]
-        SinkKind::Rabbitmq => rabbitmq::tail(&config.rabbitmq, terms, from_start, lines).await,
+        SinkKind::Rabbitmq if from_start => {
+            tracing::warn!(
+                outbox = %terms.outbox.display(),
+                "RabbitMQ shows what waits in a queue only by taking it, which changes its order for the \
+                 consumers: these are the events in the bridge's own outbox, delivered or not"
+            );
+            let shown = embedded::tail(&terms.outbox, true, lines).await;
+            shown.context("where the outbox is not at hand, GET /events?from=start on admin.listen shows them")
+        }
+        #[cfg(feature = "rabbitmq")]
+        SinkKind::Rabbitmq => rabbitmq::tail(&config.rabbitmq, terms, lines).await,
         #[allow(unreachable_patterns)] // in a build that has them all
         other => unreachable!("{} is refused where it is not built in", other.name()),
     }

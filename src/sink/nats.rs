@@ -61,6 +61,13 @@ impl Broker for Nats {
 
     const BATCHES: usize = 4;
 
+    fn addresses(&self) -> Vec<String> {
+        let address = |url: &url::Url| {
+            format!("{}:{}", url.host_str().unwrap_or_default(), url.port().unwrap_or(4222))
+        };
+        self.config.servers.iter().map(address).collect()
+    }
+
     async fn open(&self, steps: &mut Steps) -> Result<Link, Failed> {
         let options = connection::options(&self.config, self.patience).await;
         let options = options.map_err(|reason| reason.at("credentials"))?;

@@ -61,6 +61,13 @@ impl Rabbitmq {
 impl Broker for Rabbitmq {
     type Session = Link;
 
+    fn addresses(&self) -> Vec<String> {
+        let url = &self.config.url;
+        let usual = if url.scheme() == "amqps" { 5671 } else { 5672 };
+        let host = url.host_str().unwrap_or_default();
+        vec![format!("{host}:{}", url.port().unwrap_or(usual))]
+    }
+
     async fn open(&self, steps: &mut Steps) -> Result<Link, Failed> {
         let prepared = connection::prepare(self).map_err(|reason| reason.at("credentials"))?;
         let answers = format!("RabbitMQ answers at {}", self.address.shown());

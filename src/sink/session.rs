@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Finding, Health, Outgoing};
+use super::{Finding, Health, Outgoing, http_port};
 use crate::verdict::{Kind, Reason, Verdict};
 
 /// While events are unroutable, how often the topology is checked again.
@@ -17,6 +17,9 @@ pub(super) trait Broker {
     /// The best batch size, in multiples of `relay.batch`. Each batch is awaited, so larger ones wait
     /// less often.
     const BATCHES: usize = 1;
+
+    /// Where its servers are, as `host:port`.
+    fn addresses(&self) -> Vec<String>;
 
     /// Connects.
     async fn open(&self, steps: &mut Steps) -> Result<Self::Session, Failed>;
@@ -94,8 +97,27 @@ impl Steps {
 
 /// A session for somebody who only reads, so that nothing needs to be checked.
 pub(super) async fn open<B: Broker>(broker: &B) -> anyhow::Result<B::Session> {
-    let opened = broker.open(&mut Steps::new(false)).await;
-    opened.map_err(|failed| anyhow::anyhow!(failed.reason.text))
+    match broker.open(&mut Steps::new(false)).await {
+        Ok(session) => Ok(session),
+        Err(failed) => anyhow::bail!(explained(broker, failed.reason).await.text),
+    }
+}
+
+/// The reason why nothing could be reached; where that is an HTTP server, it says so.
+pub(super) async fn explained(broker: &impl Broker, reason: Reason) -> Reason {
+    if !matches!(reason.kind, Kind::Unreachable | Kind::Timeout) {
+        return reason;
+    }
+    match http_port::find(&broker.addresses()).await {
+        None => reason,
+        Some(address) => Reason::new(
+            reason.kind,
+            format!(
+                "an HTTP server answers at {address}, not a broker: is that the port of its web page, or of \
+                 another program?"
+            ),
+        ),
+    }
 }
 
 /// Opens and checks a session step by step, and changes nothing. Each step depends on those before it, so a bad
@@ -108,7 +130,10 @@ pub(super) async fn examine(broker: &impl Broker) -> Vec<Finding> {
         session.close().await;
         checked
     };
-    let result = result.await;
+    let result = match result.await {
+        Err(Failed { point, reason }) => Err(explained(broker, reason).await.at(point)),
+        good => good,
+    };
     let _ = steps.go_on(result); // reported like any other bad point
     steps.findings
 }
@@ -264,6 +289,10 @@ mod tests {
 
     impl Broker for Fake {
         type Session = FakeSession;
+
+        fn addresses(&self) -> Vec<String> {
+            Vec::new()
+        }
 
         async fn open(&self, _steps: &mut Steps) -> Result<FakeSession, Failed> {
             self.did("open");

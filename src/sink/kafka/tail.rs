@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 
-use super::super::{Terms, subscribed};
+use super::super::{Terms, session, subscribed};
 use super::client::{Context, Producer, describe, failed};
 use super::topic::{Seen, Topic};
 use super::{Config, Kafka, message};
@@ -31,14 +31,15 @@ pub(in crate::sink) async fn tail(
     from_start: bool,
     lines: mpsc::Sender<String>,
 ) -> anyhow::Result<()> {
-    let Kafka { clients, topic, patience, .. } = Kafka::new(config, terms);
+    let kafka = Kafka::new(config, terms);
+    let Kafka { clients, topic, patience, .. } = &kafka;
     clients.check()?;
     let context = Context::default();
     let looker = clients.producer(context.clone())?;
-    let deadline = Instant::now() + patience;
+    let deadline = Instant::now() + *patience;
     let assignment = match topic.look(&looker, &context, deadline).await {
-        Ok(seen) => assignment(&topic, seen, &looker, from_start).await,
-        Err(reason) => Err(anyhow!(reason.text)),
+        Ok(seen) => assignment(topic, seen, &looker, from_start).await,
+        Err(reason) => Err(anyhow!(session::explained(&kafka, reason).await.text)),
     };
     spawn_blocking(move || drop(looker)); // waits for its threads
     let assignment = assignment?;

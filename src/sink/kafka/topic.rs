@@ -29,7 +29,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 #[derive(Debug, Clone)]
 pub(super) struct Topic {
     pub(super) name: String,
-    brokers: String,
+    pub(super) brokers: String,
     /// Partitions and replication factor, if it may be created.
     pub(super) create: Option<(i32, i32)>,
 }

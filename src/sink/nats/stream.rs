@@ -26,6 +26,9 @@ pub(super) async fn check(
         return match config.create_stream {
             false => Err(Reason::new(Kind::Topology, missing(config))),
             true if steps.is_look() => {
+                if let Some(other) = owner(context, &config.subject.pattern()).await {
+                    return Err(Reason::new(Kind::Topology, taken(config, &other)));
+                }
                 let text =
                     format!("{} is missing: the bridge creates it at its start", config.stream);
                 steps.doubtful("stream", text); // whether it may cannot be known without trying
@@ -149,15 +152,9 @@ async fn create(context: &Context, config: &Config) -> Result<(), Reason> {
             CreateStreamErrorKind::JetStream(refusal)
                 if refusal.error_code() == ErrorCode::STREAM_SUBJECT_OVERLAP =>
             {
-                Reason::new(
-                    Kind::Topology,
-                    format!(
-                        "cannot create the stream {}: another one has the subjects {} already; name \
-                         that one as nats.stream, or choose another nats.subject",
-                        config.stream,
-                        config.subject.pattern()
-                    ),
-                )
+                let other = owner(context, &config.subject.pattern()).await;
+                let other = other.as_deref().unwrap_or("another one");
+                Reason::new(Kind::Topology, taken(config, other))
             }
             CreateStreamErrorKind::JetStream(refusal) => {
                 let Reason { kind, text } = refused(&refusal);
@@ -167,6 +164,22 @@ async fn create(context: &Context, config: &Config) -> Result<(), Reason> {
             _ => no_answer(&error.to_string()),
         }),
     }
+}
+
+/// The stream that takes these subjects, or some of them, if there is one.
+async fn owner(context: &Context, subjects: &str) -> Option<String> {
+    let request = serde_json::json!({ "subject": subjects });
+    let answer: serde_json::Value = context.request("STREAM.NAMES", &request).await.ok()?;
+    answer["streams"].get(0)?.as_str().map(str::to_owned)
+}
+
+fn taken(config: &Config, other: &str) -> String {
+    format!(
+        "cannot create the stream {}: {other} has the subjects {}, or some of them, already; set nats.stream = \
+         {other:?}, or choose another nats.subject",
+        config.stream,
+        config.subject.pattern()
+    )
 }
 
 /// What weakens an existing stream; an error if it cannot carry the events.
