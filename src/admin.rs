@@ -32,7 +32,7 @@ use crate::log::Log;
 use crate::metrics::Metrics;
 use crate::outbox::{Outbox, Reader};
 use crate::passthrough::Passthrough;
-use crate::relay::SinkState;
+use crate::relay::{Refusals, SinkState};
 use crate::requests::Requests;
 use crate::server::Phase;
 use crate::verdict::Kind;
@@ -66,6 +66,7 @@ pub(crate) struct Admin {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) log: Log,
     pub(crate) sink: watch::Receiver<SinkState>,
+    pub(crate) refusals: watch::Receiver<Option<Refusals>>,
     pub(crate) passthrough: Option<Arc<Passthrough>>,
     pub(crate) requests: Arc<Requests>,
     pub(crate) sink_name: &'static str,
@@ -150,8 +151,14 @@ async fn readyz(State(admin): State<Arc<Admin>>) -> Response {
         .with("max_bytes", admin.max_bytes)
         .with("dead_letters", admin.outbox.dead_letters())
         .with("quarantined", admin.outbox.quarantined());
+    let refusals = admin.refusals.borrow().clone();
     let sink = match &*admin.sink.borrow() {
-        SinkState::Up => Part::new("ready", None),
+        SinkState::Up => match refusals {
+            None => Part::new("ready", None),
+            Some(Refusals { count, reason }) => {
+                Part::new("degraded", Some(refused(count, &reason)))
+            }
+        },
         SinkState::Unknown => Part::new("degraded", Some("not asked yet".into())),
         SinkState::Away(reason, Kind::Unroutable) => {
             let waiting = admin.outbox.pending();
@@ -180,6 +187,17 @@ async fn readyz(State(admin): State<Arc<Admin>>) -> Response {
     let body = serde_json::to_string(&Readiness { status, ingress, outbox, sink, passthrough })
         .expect("texts and numbers always encode");
     (code, [(CONTENT_TYPE, "application/json")], body + "\n").into_response()
+}
+
+fn refused(count: u64, reason: &str) -> String {
+    let events = if count == 1 {
+        "the last event was".into()
+    } else {
+        format!("the last {count} events were")
+    };
+    format!(
+        "{events} refused for good: {reason}; kept as dead letters: mend the cause, then `topic-bridge outbox retry`"
+    )
 }
 
 async fn metrics(State(admin): State<Arc<Admin>>) -> Response {

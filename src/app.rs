@@ -114,6 +114,7 @@ impl App {
             metrics,
             log: log.clone(),
             sink: relay.state(),
+            refusals: relay.refusals(),
             passthrough,
             requests,
             sink_name,

@@ -41,8 +41,8 @@ use crate::time::Timestamp;
 use crate::verdict::Reason;
 pub(crate) use config::Config;
 use moment::Moment;
-pub(crate) use standing::SinkState;
 use standing::Standing;
+pub(crate) use standing::{Refusals, SinkState};
 
 /// How long to wait for something that should come at once, or before looking again for something that
 /// may come.
@@ -127,14 +127,21 @@ impl Relay {
         self.standing.subscribe()
     }
 
-    /// Delivers until `stop` is set, and then until nothing is left or `relay.drain_timeout` has passed.
+    pub(crate) fn refusals(&self) -> watch::Receiver<Option<Refusals>> {
+        self.standing.refusals()
+    }
+
+    /// Delivers until `stop` is set, and then until nothing is left or `relay.drain_timeout` has passed; not at all
+    /// if the sink is known to be away: what is left is safe, and waiting would only keep others from taking over.
     /// An error means that the outbox cannot be read or has failed. Blocks while reading.
     pub(crate) async fn run(mut self, stop: watch::Receiver<bool>) -> anyhow::Result<()> {
-        let mut stopping = stop.clone();
+        let (mut stopping, state) = (stop.clone(), self.state());
         let drain_timeout = self.config.drain_timeout;
         let out_of_time = async {
             let _ = stopping.wait_for(|is_stopping| *is_stopping).await;
-            sleep(drain_timeout).await;
+            if !matches!(*state.borrow(), SinkState::Away(..)) {
+                sleep(drain_timeout).await;
+            }
         };
         tokio::select! {
             // Finished work comes first: even with no time to drain, a round that has ended still counts.
@@ -146,9 +153,14 @@ impl Relay {
         self.sink.close().await;
         let left = self.outbox.pending();
         if left > 0 {
+            let reason = match &*state.borrow() {
+                SinkState::Away(reason, _) => format!("the sink is away: {reason}"),
+                _ => format!("relay.drain_timeout ({drain_timeout:?}) is over"),
+            };
             tracing::warn!(
                 left,
-                "stopped before every event was delivered: the next start goes on"
+                reason,
+                "stopped before every event was delivered: they are kept, and the next start goes on with them"
             );
         }
         Ok(())
@@ -205,6 +217,7 @@ impl Relay {
 
     /// Retries some deferred events, or sends the next events in the line.
     async fn round(&mut self) -> anyhow::Result<Round> {
+        self.standing.say_dead();
         let is_line_empty = *self.outbox.last().borrow() <= self.cursor;
         if self.outbox.deferred() == 0 {
             self.release_after = None;
@@ -270,19 +283,12 @@ impl Relay {
         Round::Worked
     }
 
-    async fn settle(&self, settlement: Settlement) -> anyhow::Result<()> {
+    async fn settle(&mut self, settlement: Settlement) -> anyhow::Result<()> {
         if settlement.is_plain() {
             self.outbox.settle_through(settlement.through);
             return Ok(());
         }
-        for refused in &settlement.refused {
-            tracing::error!(
-                position = refused.position,
-                reason = refused.reason,
-                "the sink refused an event for good: it is kept as a dead letter, see \
-                 `topic-bridge outbox list --dead`"
-            );
-        }
+        self.standing.died(&settlement.refused);
         self.outbox.settle(settlement).await.context("the outbox failed")
     }
 

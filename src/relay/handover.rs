@@ -33,10 +33,12 @@ impl Relay {
                     self.metrics.published.inc();
                     self.delivered_at = Some(self.moment());
                     self.outbox.confirm(event.position);
+                    self.standing.judged(None);
                 }
                 Some(reason) => {
                     if matches!(verdict, Verdict::Refused(_)) {
                         self.outbox.give_up(event.position);
+                        self.standing.judged(Some(reason));
                     }
                     self.metrics.publish_errors.with_label_values(&[reason.kind.name()]).inc();
                 }

@@ -48,6 +48,7 @@ mod rabbitmq;
 mod reader;
 mod readers;
 mod recovery;
+mod refused;
 mod reload;
 mod requests;
 mod servers_end;

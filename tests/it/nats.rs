@@ -42,6 +42,8 @@ fn an_event_too_large_for_the_stream_or_the_server_is_a_dead_letter() {
     eventually("it is set aside", || {
         (bridge.metric("topic_bridge_dead_letters") == 2.0).then_some(())
     });
+    becomes(&bridge, "degraded");
+    call(&bridge, "small again");
     becomes(&bridge, "ready");
 }
 

@@ -22,6 +22,7 @@ against_each_broker! {
     an_idle_bridge_notices_that_the_broker_is_gone_and_back
     what_was_answered_ok_survives_kills_of_the_bridge
     an_event_on_its_way_at_a_stop_is_delivered_before_the_end
+    a_stop_while_the_broker_is_known_to_be_away_does_not_wait_and_says_what_it_keeps
 }
 
 /// The checks, for one broker each.
@@ -171,5 +172,30 @@ mod checks {
         assert!(bridge.ended().success());
         assert!(!bridge.log().contains("stopped before"), "{}", bridge.log());
         assert_eq!(topic_ids(&broker.target.read(50)), topics.into_iter().collect());
+    }
+
+    pub(super) fn a_stop_while_the_broker_is_known_to_be_away_does_not_wait_and_says_what_it_keeps(
+        kind: Kind,
+    ) {
+        let Some(broker) = broker::alone(kind) else { return };
+        for (down, up) in [(Verb::Stop, Verb::Start), (Verb::Pause, Verb::Resume)] {
+            // To be seen: it would wait for longer than a test does.
+            let mut bridge = start(&broker.target, &[("relay.drain_timeout", "10m")]);
+            becomes(&bridge, "ready");
+            broker.tell(down);
+            becomes(&bridge, "degraded");
+            let topics = call_many(&bridge, &format!("{down:?}"), 20);
+            bridge.signal("TERM");
+            assert!(bridge.ended().success());
+            let said = bridge.logged("stopped before every event was delivered").pop().unwrap();
+            assert_eq!(said["fields"]["left"], 20, "{said}");
+            let reason = said["fields"]["reason"].as_str().unwrap();
+            assert!(reason.starts_with("the sink is away: "), "{reason}");
+            broker.tell(up);
+            let bridge = bridge.restart(&[]);
+            is_delivered(&bridge);
+            let found = topic_ids(&broker.target.read(20));
+            assert!(topics.into_iter().all(|topic| found.contains(&topic)), "{found:?}");
+        }
     }
 }
