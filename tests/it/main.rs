@@ -51,6 +51,7 @@ mod recovery;
 mod refused;
 mod reload;
 mod requests;
+mod secrets;
 mod servers_end;
 mod stop;
 mod stream;
