@@ -16,7 +16,7 @@ use crate::admin::{Admin, Budget, Events, Readers};
 use crate::ingress::{self, Apps, Ingress};
 use crate::log::Log;
 use crate::metrics::Metrics;
-use crate::outbox::{self, Health, Outbox, Workers};
+use crate::outbox::{self, Health, OpenError, Outbox, Workers};
 use crate::passthrough::Passthrough;
 use crate::relay::Relay;
 use crate::reload::Reload;
@@ -82,18 +82,13 @@ impl App {
 
         let sink_name = settings.sink.kind.name();
         let metrics = Arc::new(Metrics::new(sink_name));
-        let limits = outbox::Limits {
-            max_queued: settings.ingress.max_in_flight,
-            slow: settings.ingress.ack_deadline,
-            history_gives_way: !sink.needs_nobody(),
-        };
-        let (outbox, workers) =
-            Outbox::open(&settings.outbox, limits, metrics.clone(), Clock::system())?;
+        let (outbox, workers) = open_outbox(&settings, &sink, &metrics)?;
         let (config, reader) = (settings.relay.clone(), outbox.reader()?);
         let relay = Relay::new(config, outbox.clone(), reader, sink, metrics.clone());
         let apps = Apps::new(settings.ingress.apps.clone()).map_err(|reason| anyhow!(reason))?;
         let passthrough = Passthrough::new(settings.passthrough.clone(), metrics.clone())?;
         let requests = Arc::new(Requests::new());
+        let (config, naming) = (settings.ingress.clone(), settings.event.clone());
         let links = ingress::Links {
             apps: apps.clone(),
             outbox: outbox.clone(),
@@ -103,14 +98,12 @@ impl App {
             metrics: metrics.clone(),
             see: see(&admin_server.listener)?,
         };
+        let ingress = Ingress::new(config, naming, links);
         let admin = Admin {
             outbox: outbox.clone(),
             reader: outbox.reader()?,
             events: Events::of(&outbox)?,
-            readers: Readers {
-                budget: Budget::new(settings.admin.max_buffer_bytes),
-                phase: admin_phase.subscribe(),
-            },
+            readers: readers(&settings, &admin_phase),
             metrics,
             log: log.clone(),
             sink: relay.state(),
@@ -122,8 +115,6 @@ impl App {
             ingress: ingress_phase.subscribe(),
             is_loopback: settings.admin.listen.ip().is_loopback(),
         };
-        let (config, naming) = (settings.ingress.clone(), settings.event.clone());
-        let ingress = Ingress::new(config, naming, links);
         Ok(App {
             settings,
             outbox,
@@ -258,6 +249,23 @@ impl Running {
             let _ = self.tasks.end_of(PRIVATE).await; // its result no longer matters
         }
     }
+}
+
+fn readers(settings: &Settings, phase: &watch::Sender<Phase>) -> Readers {
+    Readers { budget: Budget::new(settings.admin.max_buffer_bytes), phase: phase.subscribe() }
+}
+
+fn open_outbox(
+    settings: &Settings,
+    sink: &Sink,
+    metrics: &Arc<Metrics>,
+) -> Result<(Outbox, Workers), OpenError> {
+    let limits = outbox::Limits {
+        max_queued: settings.ingress.max_in_flight,
+        slow: settings.ingress.ack_deadline,
+        history_gives_way: !sink.needs_nobody(),
+    };
+    Outbox::open(&settings.outbox, limits, metrics.clone(), Clock::system())
 }
 
 /// Where an operator sees the last requests.

@@ -49,6 +49,9 @@ impl Apps {
         let mut fault: Option<String> = None;
         loop {
             sleep(LOOK).await;
+            if self.files().is_empty() {
+                continue;
+            }
             let (apps, before, must_load) = (self.clone(), seen.clone(), fault.is_some());
             let look = move || {
                 let now = Stamp::of(apps.files().iter().map(PathBuf::as_path));

@@ -1,11 +1,12 @@
 //! `[passthrough]`.
 
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use hyper::Uri;
-use url::Url;
+use url::{Host, Url};
 
 use crate::config::value::{HOUR, count, positive_duration, readable, text};
 use crate::config::{Keys, Value};
@@ -39,10 +40,28 @@ impl Config {
         self.timeout.min(MAX_CONNECT)
     }
 
+    /// Whether the backend would be this listener itself, as far as the URL shows that.
+    pub(crate) fn is_at(&self, listen: SocketAddr) -> bool {
+        let Some(BackendUrl(url)) = &self.url else { return false };
+        let is_this_host = match url.host() {
+            Some(Host::Ipv4(ip)) => is_here(ip.into(), listen.ip()),
+            Some(Host::Ipv6(ip)) => is_here(ip.into(), listen.ip()),
+            Some(Host::Domain(name)) => {
+                name == "localhost" && is_here(Ipv4Addr::LOCALHOST.into(), listen.ip())
+            }
+            None => false,
+        };
+        is_this_host && url.port_or_known_default() == Some(listen.port())
+    }
+
     /// The backend, without what its query may keep secret.
     pub(super) fn shown(&self) -> String {
         self.url.as_ref().map(BackendUrl::shown).unwrap_or_default()
     }
+}
+
+fn is_here(ip: IpAddr, listen: IpAddr) -> bool {
+    ip == listen || listen.is_unspecified() && ip.is_loopback()
 }
 
 /// Where the backend takes callbacks.

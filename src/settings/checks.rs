@@ -29,6 +29,10 @@ pub(super) fn together(settings: &Settings, keys: &mut Keys) {
             format!("{listen} collides with ingress.listen, {}: take another port", ingress.listen);
         keys.refuse("admin.listen", &reason);
     }
+    if settings.passthrough.is_at(ingress.listen) {
+        let reason = "is the bridge's own public listener: callbacks would go round in a circle";
+        keys.refuse("passthrough.url", reason);
+    }
     let (by, to_read) = (ingress.ack_deadline, ingress.request_timeout);
     if by > PLATFORM_WAITS {
         let [by, waits] = [by, PLATFORM_WAITS].map(format_duration);

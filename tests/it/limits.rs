@@ -126,6 +126,20 @@ fn two_listeners_need_two_addresses() {
 }
 
 #[test]
+fn the_backend_is_not_the_bridge_itself() {
+    for (listen, url) in [
+        ("127.0.0.1:8080", "http://127.0.0.1:8080/x"),
+        ("127.0.0.1:8080", "http://localhost:8080"),
+        ("0.0.0.0:80", "http://127.0.0.1/"),
+        ("[::]:443", "https://[::1]/"),
+    ] {
+        let settings = [format!("ingress.listen={listen}"), format!("passthrough.url={url}")];
+        let expected = "passthrough.url (--set): is the bridge's own public listener";
+        check_fault(&[&settings[0], &settings[1]], &[expected]);
+    }
+}
+
+#[test]
 fn what_a_bridge_would_miss_at_its_start_is_named_with_all_other_faults() {
     let settings = [
         "outbox.path=no/such/folder/outbox.db",

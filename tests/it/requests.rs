@@ -82,19 +82,29 @@ fn each_request_is_shown_with_its_outcome_and_the_reason() {
     let reason = json!("SdkAppid is missing, or not a number; configured is 1400000000, 2");
     assert_eq!(check("/", "", "unknown_app", reason.clone(), none.clone()), none);
     check("/nowhere", "x", "not_found", json!("the path is /nowhere, ingress.path is /"), none);
+    says_no_secret(&bridge, now);
+}
 
-    http::post(bridge.ingress, &signed_by(APP, TOKEN, now - 100), topic.as_bytes());
+fn says_no_secret(bridge: &Bridge, now: u64) {
+    let shown = format!("{:?}", requests(bridge));
+    for secret in [TOKEN, "second token", &sign(TOKEN, &now.to_string()), "leckie", "group_root"] {
+        assert!(!shown.contains(secret) && !bridge.log().contains(secret), "{secret}");
+    }
+}
+
+#[test]
+fn a_clock_that_is_off_and_a_wrong_method_are_named() {
+    let bridge = Bridge::start(&[]);
+    let now = now();
+    http::post(bridge.ingress, &signed_by(APP, TOKEN, now - 100), body("topic").as_bytes());
     let found = last(&bridge);
     assert_eq!(found["outcome"], "stale");
     let reason = found["reason"].as_str().unwrap();
     let seconds: u64 = reason.split(' ').nth(2).unwrap().parse().unwrap();
     assert!((100..120).contains(&seconds) && reason.contains("s behind this host's"), "{reason}");
-    http::request(bridge.ingress, "PUT", &good, &[], b"");
+    http::request(bridge.ingress, "PUT", &signed(TOPIC_CREATED, &[]), &[], b"");
     assert_eq!(last(&bridge)["outcome"], "method_not_allowed");
-    let shown = format!("{:?}", requests(&bridge));
-    for secret in [TOKEN, "second token", &sign(TOKEN, &now.to_string()), "leckie", "group_root"] {
-        assert!(!shown.contains(secret) && !bridge.log().contains(secret), "{secret}");
-    }
+    says_no_secret(&bridge, now - 100);
 }
 
 #[test]
