@@ -36,13 +36,7 @@ fn each_request_is_shown_with_its_outcome_and_the_reason() {
         assert_eq!(found["reason"], reason, "{target}");
         assert_eq!(found["sdk_app_id"], app, "{target}");
         assert_eq!(found["body_bytes"], body.len(), "{target}");
-        let keys: Vec<_> = found.as_object().unwrap().keys().map(String::as_str).collect();
-        let expected =
-            ["answer_ms", "at", "body_bytes", "command", "outcome", "peer", "reason", "sdk_app_id"];
-        assert_eq!(keys, expected);
-        assert!(found["peer"].as_str().unwrap().starts_with("127.0.0.1:"), "{found}");
-        assert!(humantime::parse_rfc3339(found["at"].as_str().unwrap()).is_ok(), "{found}");
-        assert!(found["answer_ms"].is_number(), "{found}");
+        check_shape(&found);
         found["command"].clone()
     };
     let (none, app) = (Value::Null, json!(APP));
@@ -83,6 +77,16 @@ fn each_request_is_shown_with_its_outcome_and_the_reason() {
     assert_eq!(check("/", "", "unknown_app", reason.clone(), none.clone()), none);
     check("/nowhere", "x", "not_found", json!("the path is /nowhere, ingress.path is /"), none);
     says_no_secret(&bridge, now);
+}
+
+fn check_shape(request: &Value) {
+    let keys: Vec<_> = request.as_object().unwrap().keys().map(String::as_str).collect();
+    let expected =
+        ["answer_ms", "at", "body_bytes", "command", "outcome", "peer", "reason", "sdk_app_id"];
+    assert_eq!(keys, expected);
+    assert!(request["peer"].as_str().unwrap().starts_with("127.0.0.1:"), "{request}");
+    assert!(humantime::parse_rfc3339(request["at"].as_str().unwrap()).is_ok(), "{request}");
+    assert!(request["answer_ms"].is_number(), "{request}");
 }
 
 fn says_no_secret(bridge: &Bridge, now: u64) {
