@@ -9,6 +9,7 @@ mod circuit;
 mod config;
 mod headers;
 
+use std::error::Error as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -172,7 +173,8 @@ impl Passthrough {
     }
 
     fn missed(&self, error: &ClientError) -> Missed {
-        let reason = circuit::explain(error);
+        // Its own text only says that it is an error of the client.
+        let reason = circuit::explain(error.source().unwrap_or(error));
         if !error.is_connect() {
             return Missed::Failed(reason);
         }
