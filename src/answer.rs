@@ -10,9 +10,15 @@ pub(crate) enum Answer {
     Ok,
     UnknownApp,
     Unauthenticated(&'static str),
-    Stale { max_skew_seconds: u64 },
+    Stale {
+        max_skew_seconds: u64,
+    },
     Malformed(Malformed),
-    TooLarge { limit: u64 },
+    /// The body's transfer breaks the rules of HTTP: there is no whole body, and none to quarantine.
+    Broken,
+    TooLarge {
+        limit: u64,
+    },
     Timeout,
     NotFound,
     MethodNotAllowed,
@@ -27,7 +33,7 @@ impl Answer {
             Answer::UnknownApp => (403, 40301),
             Answer::Unauthenticated(_) => (401, 40101),
             Answer::Stale { .. } => (401, 40102),
-            Answer::Malformed(_) => (400, 40001),
+            Answer::Malformed(_) | Answer::Broken => (400, 40001),
             Answer::TooLarge { .. } => (413, 41301),
             Answer::Timeout => (408, 40801),
             Answer::NotFound => (404, 40401),
@@ -56,6 +62,7 @@ impl Answer {
                 format!("RequestTime is more than {max_skew_seconds} s from this bridge's clock")
             }
             Answer::Malformed(reason) => reason.to_string(),
+            Answer::Broken => "body is not valid HTTP: its chunks are broken".into(),
             Answer::TooLarge { limit } => format!("body is larger than the limit of {limit} bytes"),
             Answer::Timeout => "request was not complete in time".into(),
             Answer::NotFound => "no such path: see ingress.path".into(),

@@ -262,7 +262,7 @@ fn outcome_of(answer: &Answer) -> Option<CallbackOutcome> {
         Answer::UnknownApp => CallbackOutcome::UnknownApp,
         Answer::Unauthenticated(_) => CallbackOutcome::Unauthenticated,
         Answer::Stale { .. } => CallbackOutcome::Stale,
-        Answer::Malformed(_) => CallbackOutcome::Malformed,
+        Answer::Malformed(_) | Answer::Broken => CallbackOutcome::Malformed,
         Answer::TooLarge { .. } => CallbackOutcome::TooLarge,
         Answer::Timeout => CallbackOutcome::Timeout,
         Answer::Overloaded(_) => CallbackOutcome::Overloaded,
@@ -290,7 +290,7 @@ fn respond(answer: &Answer) -> Response {
         Answer::MethodNotAllowed => {
             headers.insert(ALLOW, HeaderValue::from_static("POST"));
         }
-        Answer::Timeout | Answer::TooLarge { .. } => {
+        Answer::Timeout | Answer::TooLarge { .. } | Answer::Broken => {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
         _ => {}

@@ -1,5 +1,8 @@
 //! Reading a request's body, within its limits of size and time.
 
+use std::error::Error;
+use std::io;
+
 use axum::body::Body;
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt as _;
@@ -21,17 +24,24 @@ pub(super) async fn read(
     if is_announced_too_large && expects_word {
         return Err(Answer::TooLarge { limit });
     }
-    let (mut first, mut rest) = (Bytes::new(), BytesMut::new());
+    let announced = body.size_hint().exact().unwrap_or_default().min(limit) as usize;
+    // Usually there is one frame, and nothing is copied. More are gathered in one place, because each of them
+    // holds a whole buffer of the connection.
+    let (mut only, mut gathered) = (Bytes::new(), BytesMut::new());
     let whole = async {
         while let Some(frame) = body.frame().await {
-            let Ok(data) = frame.map_err(|_| Answer::Timeout)?.into_data() else { continue };
+            let Ok(data) = frame.map_err(|error| broken(&error))?.into_data() else { continue };
             *size += data.len() as u64;
             if *size > limit {
-                (first, rest) = (Bytes::new(), BytesMut::new());
-            } else if first.is_empty() {
-                first = data; // usually the only frame: nothing is copied
+                (only, gathered) = (Bytes::new(), BytesMut::new());
+            } else if only.is_empty() && gathered.is_empty() {
+                only = data;
             } else {
-                rest.extend_from_slice(&data);
+                if gathered.is_empty() {
+                    gathered.reserve(announced);
+                    gathered.extend_from_slice(&std::mem::take(&mut only));
+                }
+                gathered.extend_from_slice(&data);
             }
         }
         Ok::<(), Answer>(())
@@ -41,11 +51,16 @@ pub(super) async fn read(
         return Err(Answer::TooLarge { limit });
     }
     result.map_err(|_| Answer::Timeout)??;
-    if rest.is_empty() {
-        return Ok(first);
+    Ok(if gathered.is_empty() { only } else { gathered.freeze() })
+}
+
+/// The answer to a body that ended too early: either it breaks the rules of HTTP (hyper says so in the kind of
+/// an error below its own), or the client went away, and reads no answer.
+fn broken(error: &axum::Error) -> Answer {
+    let mut causes = std::iter::successors(Some(error as &dyn Error), |&error| error.source());
+    let kind = causes.find_map(|cause| cause.downcast_ref::<io::Error>()).map(io::Error::kind);
+    match kind {
+        Some(io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData) => Answer::Broken,
+        _ => Answer::Timeout,
     }
-    let mut all = BytesMut::with_capacity(first.len() + rest.len());
-    all.extend_from_slice(&first);
-    all.extend_from_slice(&rest);
-    Ok(all.freeze())
 }

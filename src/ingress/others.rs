@@ -23,7 +23,9 @@ impl Ingress {
         entry: &mut Entry<'_>,
     ) -> Response {
         let (body, too_large) = match body {
-            Err(timeout @ Answer::Timeout) => return self.refuse_plainly(&timeout, entry),
+            Err(half @ (Answer::Timeout | Answer::Broken)) => {
+                return self.refuse_plainly(&half, entry);
+            }
             Err(refusal) => (Bytes::new(), Some(refusal.info())),
             Ok(body) => (body, None),
         };
