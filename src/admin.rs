@@ -34,7 +34,7 @@ use crate::outbox::{Outbox, Reader};
 use crate::passthrough::Passthrough;
 use crate::relay::{Refusals, SinkState};
 use crate::requests::Requests;
-use crate::server::Phase;
+use crate::server::{Phase, Spare};
 use crate::verdict::Kind;
 
 const ROUTES: &str = "there are /livez, /readyz, /metrics, /events and /requests";
@@ -87,8 +87,17 @@ impl Admin {
             .route("/requests", get(requests::requests))
             .fallback(async || refuse(StatusCode::NOT_FOUND, ROUTES));
         let router = if self.is_loopback { router.layer(from_fn(local_only)) } else { router };
-        router.with_state(Arc::new(self))
+        router.layer(from_fn(keep_for_probes)).with_state(Arc::new(self))
     }
+}
+
+/// On a connection over the limit only the health is shown, so that no number of readers hides it.
+async fn keep_for_probes(request: Request, next: Next) -> Response {
+    let is_probe = matches!(request.uri().path(), "/livez" | "/readyz");
+    if request.extensions().get::<Spare>().is_some() && !is_probe {
+        return refuse(StatusCode::SERVICE_UNAVAILABLE, "too many connections");
+    }
+    next.run(request).await
 }
 
 async fn local_only(request: Request, next: Next) -> Response {

@@ -36,6 +36,12 @@ const LAST_REQUESTS: Duration = Duration::from_secs(2);
 /// How long requests in progress may run past their own deadlines.
 const GRACE: Duration = Duration::from_secs(1);
 
+/// How long a reader of the private listener may take nothing of what there is for it.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Connections of the private listener that are kept free for probes of its health.
+const SPARE_CONNECTIONS: usize = 8;
+
 const PUBLIC: &str = "public listener";
 const PRIVATE: &str = "private listener";
 const RELAY: &str = "relay";
@@ -77,11 +83,10 @@ impl App {
         }
         let ingress_phase = watch::Sender::new(Phase::Serving);
         let admin_phase = watch::Sender::new(Phase::Serving);
-        let ingress_server = ingress_server(&settings, &ingress_phase).await?;
-        let admin_server = admin_server(&settings, &admin_phase).await?;
-
         let sink_name = settings.sink.kind.name();
         let metrics = Arc::new(Metrics::new(sink_name));
+        let ingress_server = ingress_server(&settings, &metrics, &ingress_phase).await?;
+        let admin_server = admin_server(&settings, &admin_phase).await?;
         let (outbox, workers) = open_outbox(&settings, &sink, &metrics)?;
         let (config, reader) = (settings.relay.clone(), outbox.reader()?);
         let relay = Relay::new(config, outbox.clone(), reader, sink, metrics.clone());
@@ -276,16 +281,20 @@ fn see(admin: &TcpListener) -> anyhow::Result<String> {
 
 async fn ingress_server(
     settings: &Settings,
+    metrics: &Arc<Metrics>,
     phase: &watch::Sender<Phase>,
 ) -> anyhow::Result<Server> {
     let config = &settings.ingress;
-    let tls = config.tls.clone().map(tls::watch).transpose().context("ingress.tls")?;
+    let watch = |files| tls::watch(files, metrics.clone());
+    let tls = config.tls.clone().map(watch).transpose().context("ingress.tls")?;
     Ok(Server {
         listener: bind(config.listen, "ingress.listen").await?,
         limits: Limits {
             max_connections: config.max_connections,
+            spare_connections: 0,
             header_timeout: config.header_timeout,
             idle_timeout: config.idle_timeout,
+            write_timeout: config.idle_timeout,
             half_close: true,
         },
         tls,
@@ -299,8 +308,10 @@ async fn admin_server(settings: &Settings, phase: &watch::Sender<Phase>) -> anyh
         listener: bind(settings.admin.listen, "admin.listen").await?,
         limits: Limits {
             max_connections: settings.admin.max_connections,
+            spare_connections: SPARE_CONNECTIONS,
             header_timeout: settings.ingress.header_timeout,
             idle_timeout: settings.ingress.idle_timeout,
+            write_timeout: WRITE_TIMEOUT,
             half_close: false,
         },
         tls: None,

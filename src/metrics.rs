@@ -2,11 +2,12 @@
 //! callback's user, group or topic.
 
 use prometheus::{
-    Encoder, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
-    TextEncoder,
+    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts,
+    Registry, TextEncoder,
 };
 
 use crate::callback::KNOWN_COMMANDS;
+use crate::time::Timestamp;
 use crate::verdict::Kind;
 
 /// The outcome of a callback.
@@ -83,6 +84,8 @@ pub(crate) struct Metrics {
     pub(crate) sink_up: IntGauge,
     pub(crate) last_callback_timestamp_seconds: Gauge,
     log_lines_dropped: IntCounter,
+    /// Without labels, and without its one value where there is no certificate.
+    certificate_expiry: GaugeVec,
 }
 
 /// Seconds: fine-grained where an answer should be, with an edge at the platform's two seconds.
@@ -108,6 +111,7 @@ const PUBLISH_HELP: &str = "To have one batch of events confirmed by the sink.";
 const DELIVERY_HELP: &str = "From an event's acceptance to its confirmation by the sink.";
 const QUARANTINED_HELP: &str = "Authentic callbacks that could not be understood and are kept.";
 const LAST_HELP: &str = "When the last authentic callback came, in Unix time; 0 before the first.";
+const EXPIRY_HELP: &str = "When the TLS certificate in use expires, in Unix time.";
 const DROPPED_HELP: &str = "Log lines dropped because stderr was not read as fast as they came.";
 
 impl CallbackOutcome {
@@ -155,6 +159,10 @@ impl Metrics {
             last_callback_timestamp_seconds: new
                 .float_gauge("last_callback_timestamp_seconds", LAST_HELP),
             log_lines_dropped: new.counter("log_lines_dropped_total", DROPPED_HELP),
+            certificate_expiry: new.add(GaugeVec::new(
+                Opts::new("tls_certificate_expiry_timestamp_seconds", EXPIRY_HELP),
+                &[],
+            )),
             process: Registry::new(),
             registry,
         };
@@ -198,6 +206,11 @@ impl Metrics {
     /// How many lines the log has dropped so far; it counts them itself.
     pub(crate) fn log_lines_dropped(&self, total: u64) {
         self.log_lines_dropped.inc_by(total.saturating_sub(self.log_lines_dropped.get()));
+    }
+
+    pub(crate) fn set_certificate_expiry(&self, expiry: Timestamp) {
+        let seconds = (expiry.as_millis() / 1000) as f64;
+        self.certificate_expiry.with_label_values::<&str>(&[]).set(seconds);
     }
 
     /// All metrics in Prometheus text format.

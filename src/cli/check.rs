@@ -10,6 +10,8 @@ use tokio::runtime::Builder;
 use crate::passthrough::Passthrough;
 use crate::settings::Settings;
 use crate::sink::{Finding, Health, Sink};
+use crate::time::Timestamp;
+use crate::tls;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -38,7 +40,9 @@ pub fn run(args: &Args, file: Option<PathBuf>, set: &[String]) -> anyhow::Result
         }
     };
     super::print(&text)?;
-    for warning in settings.warnings() {
+    let files = settings.ingress.tls.as_ref(); // that they can be used, is checked already
+    let examine = |files| tls::examine(files, Timestamp::now()).ok().flatten();
+    for warning in settings.warnings().into_iter().chain(files.and_then(examine)) {
         eprintln!("{:<8} {warning}", name(Health::Doubtful));
     }
     for Finding { point, verdict, text } in &findings {

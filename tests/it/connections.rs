@@ -1,6 +1,7 @@
 //! The public listener's limits, over real sockets: on a body, a head, a connection, and all connections
 //! together. A refused client can read why.
 
+use std::io::Write as _;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -67,6 +68,74 @@ fn a_refusal_can_be_read_by_who_is_still_sending() {
     check("POST", "/", 403, &fail(40301, UNKNOWN_APP));
     check("POST", "/nowhere", 404, &fail(40401, "no such path: see ingress.path"));
     check("PUT", &good, 405, &fail(40501, "the method must be POST"));
+}
+
+/// Whose chunks are broken will not send a whole body, however long one waits.
+#[test]
+fn a_body_with_broken_chunks_is_no_body() {
+    let bridge = Bridge::start(&[("ingress.request_timeout", "1m")]);
+    let good = signed(TOPIC_CREATED, &[]);
+    let broken = fail(40001, "body is not valid HTTP: its chunks are broken");
+    let check = |target: &str, chunks: &str, status: u16, answer: &str| {
+        let mut request = format!(
+            "POST {target} HTTP/1.1\r\nHost: bridge\r\nTransfer-Encoding: chunked\r\n\r\n{chunks}"
+        );
+        request += &"x".repeat(100_000); // what follows is not read as anything
+        let mut connection = Connection::open(bridge.ingress);
+        connection.send(request.as_bytes());
+        let reply = connection.reply().unwrap();
+        check_answer(&reply, status, answer);
+        assert_eq!(reply.header("connection"), Some("close"));
+        assert!(connection.is_closed());
+    };
+    check(&good, "five\r\nhello\r\n", 400, &broken);
+    check(&good, "5\r\nhelloo", 400, &broken);
+    check(&good, "5\nhello", 400, &broken);
+    check(&good, "-5\r\nhello", 400, &broken);
+    check(&good, "fffffffffffffffff\r\nhello", 400, &broken);
+    check(&good, "1;\n\r\n{", 400, &broken);
+    check(&signed("Group.CallbackBeforeSendMsg", &[]), "five\r\n", 400, &broken);
+    assert_eq!(bridge.counted("malformed"), 7.0);
+    assert_eq!(bridge.metric("topic_bridge_quarantined"), 0.0, "a part of a body is none");
+}
+
+#[test]
+fn a_head_may_be_as_large_as_the_limit_and_not_a_byte_larger() {
+    let bridge = Bridge::start(&[]);
+    let (target, body) = (signed(TOPIC_CREATED, &[]), body("topic"));
+    let whole = |size: usize, in_target: bool| {
+        let (mut target, mut headers) = (target.clone(), "X-Filler: ".to_owned());
+        let missing = size - head("POST", &target, &[&headers], body.len()).len();
+        let filled = if in_target { &mut target } else { &mut headers };
+        let letters = "=x".chars().chain(std::iter::repeat('x'));
+        filled.extend("&".chars().take(in_target.into()).chain(letters).take(missing));
+        let head = head("POST", &target, &[&headers], body.len());
+        assert_eq!(head.len(), size);
+        [&head, body.as_bytes()].concat()
+    };
+    let check = |size: usize, status: u16| {
+        for in_target in [false, true] {
+            let whole = whole(size, in_target);
+            for pieces in [1, 2, 7] {
+                let mut connection = Connection::open(bridge.ingress);
+                for piece in whole.chunks(whole.len().div_ceil(pieces)) {
+                    // The refusal may come before all of it is out.
+                    let _ = connection.stream.write_all(piece);
+                }
+                let reply = connection.reply().expect("an answer");
+                assert_eq!(reply.status, status, "{size} bytes, {pieces} pieces");
+                if status == 431 {
+                    assert!(connection.is_closed());
+                }
+            }
+        }
+    };
+    for size in [16_384, 32_000, 32_767, 32_768] {
+        check(size, 200);
+    }
+    for size in [32_769, 33_000, 40_000, 65_535, 65_536, 65_537, 100_000, 1_000_000] {
+        check(size, 431);
+    }
 }
 
 #[test]

@@ -18,6 +18,7 @@ mod proxy;
 mod servers;
 
 mod architecture;
+mod bounds;
 mod broker_tls;
 mod brokers;
 mod calls;
@@ -32,6 +33,7 @@ mod damage;
 mod delivered;
 mod disk;
 mod files;
+mod http2;
 mod identity;
 mod input;
 mod kafka;

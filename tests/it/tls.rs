@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
@@ -26,7 +26,7 @@ use crate::command::{CONFIGURATION, check_refused};
 use crate::http::Connection;
 
 /// A certificate authority, with its certificate in a file.
-struct Authority {
+pub(crate) struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
     file: PathBuf,
 }
@@ -43,8 +43,13 @@ impl Authority {
 
     /// Writes a certificate for this machine, and its key.
     fn certify(&self, pair: &Pair) {
+        self.certify_for(pair, |_| {});
+    }
+
+    fn certify_for(&self, pair: &Pair, change: impl FnOnce(&mut CertificateParams)) {
         let key = KeyPair::generate().unwrap();
-        let params = CertificateParams::new(["localhost".to_owned()]).unwrap();
+        let mut params = CertificateParams::new(["localhost".to_owned()]).unwrap();
+        change(&mut params);
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         fs::write(&pair.key, key.serialize_pem()).unwrap();
         fs::write(&pair.certificate, certificate.pem()).unwrap();
@@ -52,7 +57,7 @@ impl Authority {
 }
 
 /// The files of a certificate and its key.
-struct Pair {
+pub(crate) struct Pair {
     certificate: PathBuf,
     key: PathBuf,
 }
@@ -65,14 +70,14 @@ impl Pair {
 }
 
 /// An authority that clients trust, the files that it certified, and a bridge that uses them.
-struct Secured {
+pub(crate) struct Secured {
     folder: TempDir,
     authority: Authority,
     pair: Pair,
-    bridge: Bridge,
+    pub(crate) bridge: Bridge,
 }
 
-fn secured(more: &[(&str, &str)]) -> Secured {
+pub(crate) fn secured(more: &[(&str, &str)]) -> Secured {
     let folder = tempfile::tempdir().unwrap();
     let authority = Authority::new(folder.path(), "ca.crt");
     let pair = Pair::new(folder.path(), "bridge");
@@ -121,12 +126,89 @@ fn a_renewed_certificate_is_taken_up_and_a_broken_one_is_not() {
     assert_eq!(send(&bridge, &authority).code, Some(1), "the old one is not");
 }
 
-/// A connection over TLS that offers one protocol, if the bridge lets it come to that.
-async fn connect(
+/// As an operator mends it who has no more to change than the rights: the file's time stays what it was.
+#[test]
+fn a_certificate_that_could_not_be_read_is_tried_until_it_can_be() {
+    let Secured { folder, pair, bridge, .. } = secured(&[]);
+    let successor = Authority::new(folder.path(), "successor.crt");
+    let next = Pair::new(folder.path(), "next");
+    successor.certify(&next);
+    // Root reads any file: so the way to it is what is missing.
+    let (away, found) = (folder.path().join("away"), folder.path().join("found"));
+    fs::create_dir(&found).unwrap();
+    for (file, from) in [("crt", &next.certificate), ("key", &next.key)] {
+        fs::rename(from, found.join(file)).unwrap();
+    }
+    for (file, of) in [("crt", &pair.certificate), ("key", &pair.key)] {
+        fs::remove_file(of).unwrap();
+        std::os::unix::fs::symlink(away.join(file), of).unwrap();
+    }
+    let failures = || bridge.logged("the old certificate stays in use").len();
+    eventually("the failure is told", || (failures() > 0).then_some(()));
+    fs::rename(found, away).unwrap();
+    eventually("it is taken up", || (send(&bridge, &successor).code == Some(0)).then_some(()));
+}
+
+/// What `chmod` mends: neither the size nor the time of the file's content changes.
+#[test]
+fn a_file_that_is_replaced_with_its_old_time_is_taken_up() {
+    let Secured { folder, authority, pair, bridge } = secured(&[]);
+    let time = |path: &Path| fs::metadata(path).unwrap().modified().unwrap();
+    let before = [time(&pair.certificate), time(&pair.key)];
+    let successor = Authority::new(folder.path(), "successor.crt");
+    let next = Pair::new(folder.path(), "next");
+    successor.certify(&next);
+    for (path, time) in [(&next.certificate, before[0]), (&next.key, before[1])] {
+        fs::File::options().write(true).open(path).unwrap().set_modified(time).unwrap();
+    }
+    fs::rename(&next.certificate, &pair.certificate).unwrap();
+    fs::rename(&next.key, &pair.key).unwrap();
+    eventually("it is taken up", || (send(&bridge, &successor).code == Some(0)).then_some(()));
+    assert_eq!(send(&bridge, &authority).code, Some(1), "the old one is not");
+}
+
+#[test]
+fn a_certificate_that_is_not_valid_is_warned_about_and_measured() {
+    let now = SystemTime::now();
+    let days = |days: i64| {
+        let distance = Duration::from_secs(days.unsigned_abs() * 24 * 60 * 60 + 3600);
+        if days < 0 { now - distance } else { now + distance }
+    };
+    let check = |from: i64, until: i64, expected: Option<&str>| {
+        let folder = tempfile::tempdir().unwrap();
+        let pair = Pair::new(folder.path(), "bridge");
+        Authority::new(folder.path(), "ca.crt").certify_for(&pair, |params| {
+            (params.not_before, params.not_after) = (days(from).into(), days(until).into());
+        });
+        let bridge = Bridge::start(&[
+            ("ingress.tls.cert_file", pair.certificate.to_str().unwrap()),
+            ("ingress.tls.key_file", pair.key.to_str().unwrap()),
+        ]);
+        let checked = run(&mut bridge.command("check"));
+        assert_eq!(checked.code, Some(0), "{checked:?}");
+        let warned = bridge.logged("the certificate in");
+        assert_eq!(warned.len(), usize::from(expected.is_some()), "{warned:?}");
+        if let Some(text) = expected {
+            assert!(warned[0]["fields"]["message"].as_str().unwrap().contains(text), "{warned:?}");
+            assert!(checked.stderr.contains(text), "{checked:?}");
+        }
+        let expiry = bridge.metric("topic_bridge_tls_certificate_expiry_timestamp_seconds");
+        let until = days(until).duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs_f64();
+        assert!((expiry - until).abs() < 2.0, "{expiry} {until}");
+    };
+    check(-1, 20, None);
+    check(-20, 13, Some("expires in 13 days"));
+    check(-20, -2, Some("has been expired for 2 days"));
+    check(1, 20, Some("is not valid before"));
+    let metrics = Bridge::start(&[]).get("/metrics").body;
+    assert!(!metrics.contains("certificate"), "no certificate, no expiry");
+}
+
+pub(crate) fn client_config(
     secured: &Secured,
     protocol: &[u8],
     client: Option<&Pair>,
-) -> TlsStream<TcpStream> {
+) -> ClientConfig {
     let mut roots = RootCertStore::empty();
     roots.add(secured.authority.issuer.der().clone()).unwrap();
     let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
@@ -142,6 +224,16 @@ async fn connect(
         }
     };
     config.alpn_protocols = vec![protocol.to_vec()];
+    config
+}
+
+/// A connection over TLS that offers one protocol, if the bridge lets it come to that.
+pub(crate) async fn connect(
+    secured: &Secured,
+    protocol: &[u8],
+    client: Option<&Pair>,
+) -> TlsStream<TcpStream> {
+    let config = client_config(secured, protocol, client);
     let stream = TcpStream::connect(secured.bridge.ingress).await.unwrap();
     let name = "localhost".try_into().unwrap();
     let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await.unwrap();
@@ -149,13 +241,13 @@ async fn connect(
     stream
 }
 
-fn request(topic_id: &str) -> Request<Full<Bytes>> {
+pub(crate) fn request(topic_id: &str) -> Request<Full<Bytes>> {
     let target = signed(TOPIC_CREATED, &[]);
     let body = Full::new(Bytes::from(body(topic_id)));
     Request::post(format!("https://localhost{target}")).body(body).unwrap()
 }
 
-fn on_a_runtime<T>(work: impl Future<Output = T>) -> T {
+pub(crate) fn on_a_runtime<T>(work: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work)
 }
 
