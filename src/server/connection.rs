@@ -108,7 +108,7 @@ impl Connection {
             let mut builder = http1::Builder::new();
             builder
                 .max_header_size(MAX_HEAD_BYTES)
-                .max_buf_size(2 * MAX_HEAD_BYTES) // else this would be the limit of a head
+                .max_buf_size(MAX_HEAD_BYTES)
                 .half_close(self.limits.half_close);
             let connection = builder.serve_connection(io, service);
             self.watch(connection, |connection| connection.graceful_shutdown(), &activity).await;

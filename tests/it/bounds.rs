@@ -10,6 +10,9 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio_rustls::rustls::ClientConnection;
 
+use crate::bridge::{Bridge, TOPIC_CREATED, body, eventually, signed};
+use crate::http::{Connection, head};
+use crate::platform::without;
 use crate::tls::{client_config, connect, on_a_runtime, request, secured};
 
 /// Each hello is a millisecond of arithmetic or more. Those who send them get their turn, and those who are
@@ -46,4 +49,60 @@ fn a_burst_of_tls_handshakes_keeps_nobody_waiting_who_is_connected() {
         }
     });
     assert!(between >= 5, "all {BURST} came before {between} callbacks were answered");
+}
+
+const MANY: usize = 400;
+const KIB: usize = 1024;
+
+/// Bytes of the bridge's memory, once nothing moves any more.
+fn resident(bridge: &Bridge) -> usize {
+    let read = || bridge.metric("process_resident_memory_bytes") as usize;
+    let mut before = read();
+    eventually("it is at rest", || {
+        let now = read();
+        (std::mem::replace(&mut before, now) == now).then_some(now)
+    })
+}
+
+/// By how much each of many connections makes a bridge larger.
+fn check<C>(what: &str, limit: usize, bridge: &Bridge, mut open: impl FnMut() -> C) {
+    drop(open()); // what the first one costs, it costs once
+    let before = resident(bridge);
+    assert!(before <= 60 * KIB * KIB, "{before} bytes without a connection");
+    let open: Vec<_> = (0..MANY).map(|_| open()).collect();
+    let cost = resident(bridge).saturating_sub(before) / MANY;
+    eprintln!("{what}: {cost} bytes, beside {before}");
+    assert!(cost <= limit, "{what}: {cost} bytes");
+    drop(open);
+}
+
+/// The figures are those of `docs/guarantees.md`, and twice as much is allowed: an allocator has its ways.
+#[test]
+fn a_connection_costs_no_more_memory_than_the_documents_say() {
+    let long = [("ingress.request_timeout", "1m"), ("ingress.header_timeout", "1m")];
+    let target = signed(TOPIC_CREATED, &[]);
+
+    let secured = secured(&long);
+    check("an idle connection over TLS", 64 * KIB, &secured.bridge, || {
+        on_a_runtime(connect(&secured, b"http/1.1", None))
+    });
+    let bridge = Bridge::start(&long);
+    check("an idle connection", 32 * KIB, &bridge, || {
+        let mut connection = Connection::open(bridge.ingress);
+        let body = body("topic");
+        assert_eq!(connection.request("POST", &target, &[], body.as_bytes()).status, 200);
+        connection
+    });
+    let almost = vec![b'x'; 64 * KIB - 1];
+    for (what, limit, target) in [
+        ("a body of 64 KiB but for a byte", 256 * KIB, target.clone()),
+        ("such a body that is refused", 128 * KIB, without("Sign", &target)),
+    ] {
+        let bridge = Bridge::start(&long);
+        check(what, limit, &bridge, || {
+            let mut connection = Connection::open(bridge.ingress);
+            connection.send(&[&head("POST", &target, &[], 64 * KIB), &almost[..]].concat());
+            connection
+        });
+    }
 }

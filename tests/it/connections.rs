@@ -227,6 +227,22 @@ fn a_connection_too_many_is_told_so() {
     eventually("there is room", || (bridge.call(&body("three")).status == 200).then_some(()));
 }
 
+/// The private listener's connections may all be taken by readers; a probe that fails would end the bridge.
+#[test]
+fn health_is_shown_however_many_read_the_events() {
+    let bridge = Bridge::start(&[("admin.max_connections", "1")]);
+    let _reader = bridge.stream("/events", &[]);
+    for path in ["/livez", "/readyz"] {
+        let reply = bridge.get(path);
+        assert_eq!((reply.status, reply.header("connection")), (200, Some("close")), "{reply:?}");
+    }
+    for path in ["/metrics", "/events", "/nowhere"] {
+        let reply = bridge.get(path);
+        assert_eq!(reply.body, r#"{"error":"too many connections"}"#);
+        assert_eq!((reply.status, reply.header("connection")), (503, Some("close")), "{reply:?}");
+    }
+}
+
 #[test]
 fn a_callback_too_many_is_told_so_and_one_that_is_answered_makes_room() {
     let bridge = Bridge::start(&[("ingress.max_in_flight", "1")]);
