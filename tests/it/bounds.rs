@@ -79,7 +79,11 @@ fn check<C>(what: &str, limit: usize, bridge: &Bridge, mut open: impl FnMut() ->
 /// The figures are those of `docs/guarantees.md`, and twice as much is allowed: an allocator has its ways.
 #[test]
 fn a_connection_costs_no_more_memory_than_the_documents_say() {
-    let long = [("ingress.request_timeout", "1m"), ("ingress.header_timeout", "1m")];
+    let long = [
+        ("ingress.request_timeout", "2s"),
+        ("ingress.ack_deadline", "2s"),
+        ("ingress.header_timeout", "1m"),
+    ];
     let target = signed(TOPIC_CREATED, &[]);
 
     let secured = secured(&long);

@@ -73,7 +73,7 @@ fn a_refusal_can_be_read_by_who_is_still_sending() {
 /// Whose chunks are broken will not send a whole body, however long one waits.
 #[test]
 fn a_body_with_broken_chunks_is_no_body() {
-    let bridge = Bridge::start(&[("ingress.request_timeout", "1m")]);
+    let bridge = Bridge::start(&[]);
     let good = signed(TOPIC_CREATED, &[]);
     let broken = fail(40001, "body is not valid HTTP: its chunks are broken");
     let check = |target: &str, chunks: &str, status: u16, answer: &str| {

@@ -88,7 +88,7 @@ fn a_head_may_be_as_large_as_the_limit_and_not_a_byte_larger() {
 /// The word that the client waits for is its refusal.
 #[test]
 fn a_body_that_is_announced_too_large_is_refused_before_it_is_sent() {
-    let secured = secured(&[("ingress.request_timeout", "10s")]);
+    let secured = secured(&[]);
     on_a_runtime(async {
         let stream = TokioIo::new(connect(&secured, b"h2", None).await);
         let (mut sender, connection) =
