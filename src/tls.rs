@@ -217,6 +217,9 @@ fn load(files: &TlsFiles) -> anyhow::Result<Loaded> {
     let mut config = builder.with_single_cert(chain, key).with_context(|| {
         format!("{} does not fit {}", files.key.display(), files.cert.display())
     })?;
+    // A client that comes back, maybe together with all others, needs no new signature. The cache that rustls has
+    // of itself is for 256 sessions.
+    config.ticketer = ring::Ticketer::new().context("cannot draw a key for TLS tickets")?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(Loaded { config: Arc::new(config), validity })
 }

@@ -157,7 +157,7 @@ impl Connection {
     }
 }
 
-/// A TLS handshake that lets others have their turn. Each of its steps may be a millisecond of arithmetic: so
+/// A TLS handshake that lets others have their turn. Each of its steps may be milliseconds of arithmetic: so
 /// few are taken, all handshakes of the listener together, before the runtime has looked again who else has
 /// something to do. No turn is kept while the other side is waited for: silence would hold everybody up.
 async fn shake_hands(

@@ -15,7 +15,7 @@ use crate::http::{Connection, head};
 use crate::platform::without;
 use crate::tls::{client_config, connect, on_a_runtime, request, secured};
 
-/// Each hello is a millisecond of arithmetic or more. Those who send them get their turn, and those who are
+/// Each hello is milliseconds of arithmetic. Those who send them get their turn, and those who are
 /// connected already have theirs in between, not after them all.
 #[test]
 fn a_burst_of_tls_handshakes_keeps_nobody_waiting_who_is_connected() {

@@ -19,7 +19,7 @@ use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+use tokio_rustls::rustls::{ClientConfig, HandshakeKind, RootCertStore};
 
 use crate::bridge::{Bridge, Ended, TOKEN, TOPIC_CREATED, body, eventually, program, run, signed};
 use crate::command::{CONFIGURATION, check_refused};
@@ -249,6 +249,31 @@ pub(crate) fn request(topic_id: &str) -> Request<Full<Bytes>> {
 
 pub(crate) fn on_a_runtime<T>(work: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work)
+}
+
+/// After an outage everybody comes back at once, and a resumed session costs the bridge no signature.
+#[test]
+fn a_client_resumes_its_session_however_many_came_in_between() {
+    let secured = secured(&[]);
+    let config = Arc::new(client_config(&secured, b"http/1.1", None));
+    let call = async |config: Arc<ClientConfig>| {
+        let stream = TcpStream::connect(secured.bridge.ingress).await.unwrap();
+        let name = "localhost".try_into().unwrap();
+        let stream = TlsConnector::from(config).connect(name, stream).await.unwrap();
+        let kind = stream.get_ref().1.handshake_kind();
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection);
+        assert_eq!(sender.send_request(request("topic")).await.unwrap().status(), StatusCode::OK);
+        kind
+    };
+    on_a_runtime(async {
+        assert_eq!(call(config.clone()).await, Some(HandshakeKind::Full));
+        for _ in 0..150 {
+            // Each gets two tickets.
+            call(client_config(&secured, b"http/1.1", None).into()).await;
+        }
+        assert_eq!(call(config.clone()).await, Some(HandshakeKind::Resumed));
+    });
 }
 
 #[test]
