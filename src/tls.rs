@@ -1,7 +1,6 @@
 //! HTTPS for the public listener: certificate, key and client CA from PEM files, reloaded when
 //! they change, so that a renewed certificate needs no restart.
 
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +17,7 @@ use x509_cert::der::Decode as _;
 
 use crate::metrics::Metrics;
 use crate::time::Timestamp;
+use crate::watched::{LOOK, Stamp};
 
 /// Certificate chain, key, and the CA for client certificates, if those are required: PEM files.
 #[derive(Debug, Clone)]
@@ -26,9 +26,6 @@ pub(crate) struct TlsFiles {
     pub(crate) key: PathBuf,
     pub(crate) client_ca: Option<PathBuf>,
 }
-
-/// How often the files are checked for changes.
-const LOOK: Duration = Duration::from_secs(2);
 
 /// How long before its end a certificate is warned about, once a day.
 const EXPIRES_SOON: Duration = Duration::from_secs(14 * DAY);
@@ -40,7 +37,7 @@ pub(crate) fn watch(
     files: TlsFiles,
     metrics: Arc<Metrics>,
 ) -> anyhow::Result<watch::Receiver<Arc<ServerConfig>>> {
-    let seen = marks(&files);
+    let seen = stamp(&files);
     let Loaded { config, validity } = load(&files)?;
     let (sender, receiver) = watch::channel(config);
     let mut watched = Watched { files, sender, metrics, seen, failure: None, validity, told: None };
@@ -76,7 +73,7 @@ struct Watched {
     files: TlsFiles,
     sender: watch::Sender<Arc<ServerConfig>>,
     metrics: Arc<Metrics>,
-    seen: Vec<Option<Mark>>,
+    seen: Stamp,
     /// Why the files cannot be used. Then each look tries again: what mends it may leave no mark on the files,
     /// or one within the same tick of the file system's clock.
     failure: Option<String>,
@@ -86,7 +83,7 @@ struct Watched {
 
 impl Watched {
     fn look(&mut self, now: Timestamp) {
-        let seen = marks(&self.files);
+        let seen = stamp(&self.files);
         if seen != self.seen || self.failure.is_some() {
             self.seen = seen;
             self.reload();
@@ -129,19 +126,9 @@ impl Watched {
     }
 }
 
-/// What changes with a file: also by a rename, a link, or another right to read it.
-type Mark = [i128; 7];
-
-fn marks(files: &TlsFiles) -> Vec<Option<Mark>> {
+fn stamp(files: &TlsFiles) -> Stamp {
     let paths = [Some(&files.cert), Some(&files.key), files.client_ca.as_ref()];
-    let mark = |path: &PathBuf| {
-        let data = std::fs::metadata(path).ok()?;
-        let times = [data.mtime(), data.mtime_nsec(), data.ctime(), data.ctime_nsec()];
-        let [modified, modified_nanos, changed, changed_nanos] = times.map(i128::from);
-        let [device, inode, size] = [data.dev(), data.ino(), data.size()].map(i128::from);
-        Some([device, inode, size, modified, modified_nanos, changed, changed_nanos])
-    };
-    paths.into_iter().flatten().map(mark).collect()
+    Stamp::of(paths.into_iter().flatten().map(PathBuf::as_path))
 }
 
 /// When a certificate is valid.
@@ -268,7 +255,7 @@ mod tests {
         let Loaded { config, validity } = load(&files).unwrap();
         let (sender, mut receiver) = watch::channel(config);
         let mut watched = Watched {
-            seen: marks(&files),
+            seen: stamp(&files),
             files,
             sender,
             metrics: Arc::new(Metrics::new("none")),
