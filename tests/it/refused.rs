@@ -4,7 +4,7 @@
 use serde_json::json;
 
 use crate::backend::Backend;
-use crate::bridge::{APPS, Ended, program, run};
+use crate::bridge::{APPS, Ended, eventually, program, run};
 use crate::broker::{self, Kind};
 use crate::calls::{becomes, call_many, is_delivered, start};
 
@@ -27,7 +27,10 @@ fn check(kind: Kind, setting: &str, limit: impl Fn(&str, u32) -> serde_json::Val
     assert_eq!(status, 200, "callbacks are still taken");
     assert!(reason.starts_with("the last 20 events were refused for good: "), "{reason}");
     assert!(reason.contains(setting) && reason.contains("outbox retry"), "{reason}");
-    let told = bridge.logged("refused for good, and kept as dead letters");
+    let told = eventually("it is told", || {
+        let told = bridge.logged("refused for good, and kept as dead letters");
+        (!told.is_empty()).then_some(told)
+    });
     assert_eq!(told.len(), 1, "the first at once, the others with the next reminder");
     assert_eq!(told[0]["level"], "ERROR");
     broker.target.make(&limit(1_000_000));
