@@ -1,16 +1,20 @@
 //! The private listener: truthful health, metrics, and the event stream, which shows every event that was
-//! durably accepted, whichever sink is in use. It has no authentication. Health and metrics need neither a share of
-//! the readers' memory nor their connection to the outbox.
+//! durably accepted, whichever sink is in use. Reading takes no authentication. Health and metrics need neither a
+//! share of the readers' memory nor their connection to the outbox. An operator's acts on the outbox are for this host
+//! alone, or for who has a token.
 
+mod acts;
 mod ask;
 mod budget;
 mod chunk;
 mod events;
 mod feed;
 mod host;
+mod permit;
 mod requests;
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use axum::Router;
@@ -23,11 +27,13 @@ use axum::routing::get;
 use serde::Serialize;
 use tokio::sync::watch;
 
+pub(crate) use self::acts::Acts;
 pub(crate) use self::budget::Budget;
 pub(crate) use self::events::Events;
 pub(crate) use self::feed::Readers;
+pub(crate) use self::permit::token;
 use crate::config::Keys;
-use crate::config::value::{address, count, size};
+use crate::config::value::{address, count, file, size};
 use crate::log::Log;
 use crate::metrics::Metrics;
 use crate::outbox::{Outbox, Reader};
@@ -37,7 +43,8 @@ use crate::requests::Requests;
 use crate::server::{Phase, Spare};
 use crate::verdict::Kind;
 
-const ROUTES: &str = "there are /livez, /readyz, /metrics, /events and /requests";
+const ROUTES: &str = "there are /livez, /readyz, /metrics, /events and /requests, and POST \
+     /outbox/retry, /outbox/drop, /outbox/replay and /outbox/import";
 
 /// `[admin]`.
 #[derive(Debug, Clone)]
@@ -45,6 +52,8 @@ pub(crate) struct Config {
     pub(crate) listen: SocketAddr,
     pub(crate) max_connections: usize,
     pub(crate) max_buffer_bytes: u64,
+    /// Whose token changes the outbox.
+    pub(crate) token_file: Option<PathBuf>,
 }
 
 impl Config {
@@ -53,6 +62,10 @@ impl Config {
             listen: keys.read("admin.listen", address),
             max_connections: keys.read("admin.max_connections", count(1_000_000)),
             max_buffer_bytes: keys.read("admin.max_buffer_bytes", size(1 << 30)),
+            token_file: keys.read_optional("admin.token_file", |value| {
+                let path = file(value)?;
+                token(&path).map(|_| path)
+            }),
         }
     }
 }
@@ -63,6 +76,7 @@ pub(crate) struct Admin {
     pub(crate) reader: Reader,
     pub(crate) events: Events,
     pub(crate) readers: Readers,
+    pub(crate) acts: Acts,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) log: Log,
     pub(crate) sink: watch::Receiver<SinkState>,
@@ -85,6 +99,7 @@ impl Admin {
             .route("/metrics", get(metrics))
             .route("/events", get(events::events))
             .route("/requests", get(requests::requests))
+            .merge(acts::routes())
             .fallback(async || refuse(StatusCode::NOT_FOUND, ROUTES));
         let router = if self.is_loopback { router.layer(from_fn(local_only)) } else { router };
         router.layer(from_fn(keep_for_probes)).with_state(Arc::new(self))

@@ -12,7 +12,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
-use crate::admin::{Admin, Budget, Events, Readers};
+use crate::admin::{Acts, Admin, Budget, Events, Readers};
 use crate::ingress::{self, Apps, Ingress};
 use crate::log::Log;
 use crate::metrics::Metrics;
@@ -104,7 +104,9 @@ impl App {
             see: see(&admin_server.listener)?,
         };
         let ingress = Ingress::new(config, naming, links);
+        let is_embedded = settings.sink.kind.is_embedded();
         let admin = Admin {
+            acts: Acts::new(&settings.admin, settings.event.clone(), is_embedded),
             outbox: outbox.clone(),
             reader: outbox.reader()?,
             events: Events::of(&outbox)?,

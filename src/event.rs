@@ -92,6 +92,14 @@ pub(crate) fn recreated_id(first: Uuid, accepted_at: Timestamp) -> Uuid {
     Uuid::new_v5(&first, accepted_at.as_millis().to_string().as_bytes())
 }
 
+/// Which app and client an authentic callback came from.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Origin<'a> {
+    pub(crate) sdk_app_id: u64,
+    pub(crate) client_ip: Option<Cow<'a, str>>,
+    pub(crate) client_platform: Option<Cow<'a, str>>,
+}
+
 impl<'a> TopicCreated<'a> {
     /// `accepted_at` is now.
     pub(crate) fn new(
@@ -100,7 +108,22 @@ impl<'a> TopicCreated<'a> {
         config: &'a Config,
         accepted_at: Timestamp,
     ) -> Self {
-        let sdk_app_id = verified.sdk_app_id;
+        let origin = Origin {
+            sdk_app_id: verified.sdk_app_id,
+            client_ip: verified.query().client_ip.clone(),
+            client_platform: verified.query().platform.clone(),
+        };
+        Self::of_earlier(origin, callback, config, accepted_at)
+    }
+
+    /// The same for a callback that was found to be authentic when it arrived, and has been in quarantine since.
+    pub(crate) fn of_earlier(
+        origin: Origin<'a>,
+        callback: Callback<'a>,
+        config: &'a Config,
+        accepted_at: Timestamp,
+    ) -> Self {
+        let Origin { sdk_app_id, client_ip, client_platform } = origin;
         TopicCreated {
             id: id(sdk_app_id, &callback.topic_id, callback.event_time),
             event_type: Cow::Borrowed(&config.event_type),
@@ -108,8 +131,8 @@ impl<'a> TopicCreated<'a> {
             time: callback.event_time.unwrap_or(accepted_at),
             accepted_at,
             sdk_app_id,
-            client_ip: verified.query().client_ip.clone(),
-            client_platform: verified.query().platform.clone(),
+            client_ip,
+            client_platform,
             topic_id: callback.topic_id,
             topic_name: callback.name,
             group_id: callback.group_id,

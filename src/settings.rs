@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use crate::config::value::count;
 use crate::config::{Faults, Keys, Value};
 use crate::log::Log;
-use crate::sink::Terms;
+use crate::sink::{SinkKind, Terms};
 use crate::{admin, event, ingress, log, outbox, passthrough, relay, sink};
 
 #[derive(Debug, Clone)]
@@ -28,6 +28,27 @@ pub struct Settings {
     /// What it was read from.
     file: Option<PathBuf>,
     set: Vec<String>,
+}
+
+/// What the commands that change the outbox need of it.
+pub struct ForOutbox {
+    pub(crate) outbox: outbox::Config,
+    pub(crate) event: event::Config,
+    pub(crate) admin: admin::Config,
+    pub(crate) sink: SinkKind,
+    is_sink_set: bool,
+    log: log::Config,
+}
+
+impl ForOutbox {
+    /// Whether the outbox itself is the stream; of an outbox other than the configuration's only if that says so.
+    pub(crate) fn is_embedded(&self, is_other: bool) -> bool {
+        self.sink.is_embedded() && (self.is_sink_set || !is_other)
+    }
+
+    pub(crate) fn start_log(&self) -> Log {
+        Log::start(&self.log)
+    }
 }
 
 impl Settings {
@@ -62,6 +83,20 @@ impl Settings {
         let mut keys = Keys::load(file, set)?;
         let path = outbox::Config::read_path(&mut keys);
         keys.check().map(|_| path)
+    }
+
+    /// The same for commands that change the outbox.
+    pub fn for_outbox(file: Option<PathBuf>, set: &[String]) -> Result<ForOutbox, Faults> {
+        let mut keys = Keys::load(file, set)?;
+        let read = ForOutbox {
+            outbox: outbox::Config::read(&mut keys),
+            event: event::Config::read(&mut keys),
+            admin: admin::Config::read(&mut keys),
+            sink: keys.read("sink", SinkKind::read),
+            is_sink_set: keys.is_set("sink"),
+            log: log::Config::read(&mut keys),
+        };
+        keys.check().map(|_| read)
     }
 
     #[cfg(all(test, any(feature = "kafka", feature = "rabbitmq")))]

@@ -1,12 +1,22 @@
-//! `topic-bridge outbox`: shows what is in the outbox. It only reads, and works while a bridge is running.
+//! `topic-bridge outbox`: shows what is in the outbox, and lets an operator retry, drop, export, import and replay it,
+//! beside a running bridge or without one.
 
+mod act;
+mod agent;
+mod bridge;
+mod export;
+mod import;
 mod kept;
 mod list;
+mod selection;
 mod show;
 mod status;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+
+use anyhow::Context as _;
+use tokio::runtime::Builder;
 
 use crate::outbox::{List, Reader};
 use crate::settings::Settings;
@@ -42,6 +52,16 @@ pub enum Args {
         #[arg(long)]
         quarantined: bool,
     },
+    /// Queue dead letters again, under their ids and in order; or let today's parser try quarantined bodies.
+    Retry(act::RetryArgs),
+    /// Delete dead letters or quarantined bodies, with --yes.
+    Drop(act::DropArgs),
+    /// Print events as CloudEvents, or quarantined bodies whole, one a line: all that is kept, or only some.
+    Export(export::ExportArgs),
+    /// Queue the events of a file, under their own ids. Those that this outbox knows are skipped.
+    Import(import::ImportArgs),
+    /// Deliver events of the history once more, under their own ids, to the sink in force.
+    Replay(act::ReplayArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -80,22 +100,44 @@ impl Rows {
 }
 
 pub fn run(args: &Args, file: Option<PathBuf>, set: &[String]) -> anyhow::Result<ExitCode> {
-    let (Args::Status { outbox } | Args::List { outbox, .. } | Args::Show { outbox, .. }) = args;
-    let path = match &outbox.path {
+    let settings = || Settings::for_outbox(file.clone(), set);
+    match args {
+        Args::Retry(args) => act::retry(args, settings()?),
+        Args::Drop(args) => act::drop(args, settings()?),
+        Args::Replay(args) => act::replay(args, settings()?),
+        Args::Import(args) => import::run(args, settings()?),
+        Args::Export(args) => export::run(args, &reader(args.path.as_ref(), file, set)?),
+        Args::Status { outbox } | Args::List { outbox, .. } | Args::Show { outbox, .. } => {
+            let reader = reader(outbox.path.as_ref(), file, set)?;
+            look(args, &reader).map(|()| ExitCode::SUCCESS)
+        }
+    }
+}
+
+fn reader(path: Option<&PathBuf>, file: Option<PathBuf>, set: &[String]) -> anyhow::Result<Reader> {
+    let path = match path {
         Some(path) => path.clone(),
         None => Settings::outbox_path(file, set)?,
     };
-    let reader = Reader::open(&path)?;
+    Ok(Reader::open(&path)?)
+}
+
+fn look(args: &Args, reader: &Reader) -> anyhow::Result<()> {
     match args {
-        Args::Status { outbox } => status::run(outbox, &reader)?,
+        Args::Status { outbox } => status::run(outbox, reader),
         Args::List { outbox, rows, after, limit } => {
-            list::print_list(&reader, rows.list(), *after, *limit, outbox.json)?;
+            list::print_list(reader, rows.list(), *after, *limit, outbox.json)
         }
         Args::Show { outbox, which, quarantined } => {
-            let found = show::find(&reader, which, *quarantined)?;
+            let found = show::find(reader, which, *quarantined)?;
             let text = if outbox.json { kept::line_of_json(&found) } else { kept::whole(&found) };
-            super::print(&text)?;
+            super::print(&text)
         }
+        _ => Ok(()), // they do more than look
     }
-    Ok(ExitCode::SUCCESS)
+}
+
+fn on_runtime<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    let runtime = Builder::new_current_thread().enable_all().build();
+    runtime.context("cannot start the runtime")?.block_on(work)
 }

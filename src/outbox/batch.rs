@@ -3,6 +3,7 @@
 use rusqlite::{Transaction, params};
 use tokio::sync::oneshot;
 
+use super::acts::Asked;
 use super::ids::{Ids, Seen};
 #[cfg(test)]
 use super::probe::{Probe, Rest};
@@ -20,6 +21,7 @@ pub(super) struct Batch {
     pub(super) appends: Vec<(Record, Waiter)>,
     pub(super) quarantined: Vec<(Quarantined, Waiter)>,
     pub(super) settlements: Vec<(Settlement, oneshot::Sender<()>)>,
+    pub(super) steps: Vec<Asked>,
     pub(super) poison: Option<String>,
     pub(super) is_checkpointed: bool,
     pub(super) is_last: bool,
@@ -35,6 +37,7 @@ impl Batch {
             Command::Append(record, waiter) => self.appends.push((record, waiter)),
             Command::Quarantine(callback, waiter) => self.quarantined.push((callback, waiter)),
             Command::Settle(settlement, written) => self.settlements.push((settlement, written)),
+            Command::Step(asked) => self.steps.push(asked),
             Command::Poison(reason) => self.poison = Some(reason),
             Command::Checkpointed => self.is_checkpointed = true,
             Command::Close => self.is_last = true,
@@ -101,7 +104,7 @@ pub(super) struct Room {
 }
 
 impl Room {
-    fn take(&mut self, cost: u64) -> Result<(), Refusal> {
+    pub(super) fn take(&mut self, cost: u64) -> Result<(), Refusal> {
         self.bytes = self.bytes.checked_sub(cost).ok_or(self.refusal)?;
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! `[outbox]`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::lock::{unsuitable, unwritable};
@@ -62,6 +62,20 @@ impl Config {
             remember_ids: keys.read("outbox.remember_ids", duration(CENTURY)),
             remember_ids_max: keys.read("outbox.remember_ids_max", count(MAX_IDS)),
             quarantine_events: keys.read("outbox.quarantine_events", count(MANY)),
+        }
+    }
+
+    /// The outbox in a file, so set that opening it removes nothing: an operator's command changes what it says, and
+    /// the bridge whose limits count may have others.
+    pub(crate) fn keeping_all(&self, path: &Path) -> Self {
+        Config {
+            path: path.to_owned(),
+            history: CENTURY,
+            history_events: MANY,
+            remember_ids: CENTURY,
+            remember_ids_max: MAX_IDS,
+            quarantine_events: MANY,
+            ..self.clone()
         }
     }
 

@@ -1,11 +1,14 @@
 //! What an operator reads from the outbox: counts, lists, and single rows.
 
+use std::borrow::Cow;
+
 use rusqlite::{OptionalExtension, Row, params};
 use serde::{Serialize, Serializer};
 use uuid::Uuid;
 
 use super::reader::Reading;
 use super::row::{COLUMNS, Stored};
+use crate::event::Origin;
 use crate::time::Timestamp;
 
 /// Counts and sizes of what the outbox holds.
@@ -34,6 +37,7 @@ fn as_millis<S: Serializer>(time: &Option<Timestamp>, serializer: S) -> Result<S
 pub(crate) enum List {
     All,
     Pending,
+    Delivered,
     DeadLetters,
     Quarantined,
 }
@@ -45,7 +49,8 @@ pub(crate) struct Kept {
     pub(crate) at: Timestamp,
     pub(crate) state: &'static str,
     pub(crate) reason: Option<String>,
-    pub(crate) sdk_app_id: Option<u64>,
+    /// Of a quarantined callback.
+    pub(crate) from: Option<Origin<'static>>,
     /// The CloudEvent, or the body of a quarantined callback exactly as received. For a damaged event,
     /// its data as it is now.
     pub(crate) content: Vec<u8>,
@@ -81,10 +86,8 @@ impl Reading<'_> {
     pub(crate) fn list(&self, list: List, after: u64, limit: usize) -> rusqlite::Result<Vec<Kept>> {
         let (filter, order) = ("position > ?1", "ORDER BY position LIMIT ?2");
         let sql = match list {
-            List::All => format!("{} {order}", everything(filter)),
-            List::Pending => format!("{} {order}", pending(filter)),
-            List::DeadLetters => format!("{} {order}", dead_letters(filter)),
             List::Quarantined => format!("{QUARANTINE} WHERE number > ?1 ORDER BY number LIMIT ?2"),
+            list => format!("{} {order}", rows_of(list, filter)),
         };
         let lift = if list == List::Quarantined { quarantined } else { kept };
         let mut statement = self.connection.prepare_cached(&sql)?;
@@ -111,6 +114,16 @@ impl Reading<'_> {
     }
 }
 
+/// The events of a list, which quarantined callbacks are not.
+pub(super) fn rows_of(list: List, filter: &str) -> String {
+    match list {
+        List::All => everything(filter),
+        List::Pending => pending(filter),
+        List::Delivered => delivered(filter),
+        List::DeadLetters | List::Quarantined => dead_letters(filter),
+    }
+}
+
 /// Deferred events and dead letters have their own state, and their own copy; all others are in the
 /// queue. Each part comes in its table's order, so no list has to be sorted.
 fn everything(filter: &str) -> String {
@@ -133,6 +146,15 @@ fn pending(filter: &str) -> String {
     )
 }
 
+fn delivered(filter: &str) -> String {
+    format!(
+        "SELECT {COLUMNS}, 'delivered' AS state, NULL AS reason
+         FROM events WHERE {filter} AND position <= (SELECT settled_through FROM relay)
+             AND position NOT IN (SELECT position FROM deferred)
+             AND position NOT IN (SELECT position FROM dead_letters)"
+    )
+}
+
 fn deferred(filter: &str) -> String {
     format!("SELECT {COLUMNS}, 'deferred' AS state, reason FROM deferred WHERE {filter}")
 }
@@ -141,7 +163,8 @@ fn dead_letters(filter: &str) -> String {
     format!("SELECT {COLUMNS}, 'dead' AS state, reason FROM dead_letters WHERE {filter}")
 }
 
-const QUARANTINE: &str = "SELECT number, received_at, reason, sdk_app_id, body FROM quarantine";
+const QUARANTINE: &str = "SELECT number, received_at, reason, sdk_app_id, client_ip,
+    client_platform, body FROM quarantine";
 
 fn kept(row: &Row) -> rusqlite::Result<Kept> {
     let state = match row.get_ref("state")?.as_str()? {
@@ -159,16 +182,21 @@ fn kept(row: &Row) -> rusqlite::Result<Kept> {
         }
     };
     let at = row.get("accepted_at").unwrap_or_default();
-    Ok(Kept { position: row.get("position")?, at, state, reason, sdk_app_id: None, content })
+    Ok(Kept { position: row.get("position")?, at, state, reason, from: None, content })
 }
 
 fn quarantined(row: &Row) -> rusqlite::Result<Kept> {
+    let text = |name| row.get::<_, Option<String>>(name).map(|text| text.map(Cow::Owned));
     Ok(Kept {
         position: row.get("number")?,
         at: row.get("received_at")?,
         state: "quarantined",
         reason: row.get("reason")?,
-        sdk_app_id: row.get::<_, Option<i64>>("sdk_app_id")?.map(i64::cast_unsigned),
+        from: Some(Origin {
+            sdk_app_id: row.get::<_, i64>("sdk_app_id")?.cast_unsigned(),
+            client_ip: text("client_ip")?,
+            client_platform: text("client_platform")?,
+        }),
         content: row.get_ref("body")?.as_bytes()?.to_vec(),
     })
 }

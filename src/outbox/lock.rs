@@ -75,6 +75,12 @@ fn no_directory(path: &Path) -> Option<String> {
     Some(format!("there is no directory {}", folder.display()))
 }
 
+/// Which file a path leads to, as a text that two processes on a host can compare.
+pub(crate) fn identity_of(path: &Path) -> Option<String> {
+    let (device, inode) = identity(path).ok()?;
+    Some(format!("{device}:{inode}"))
+}
+
 /// The name of a file next to the outbox, such as its log.
 pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();

@@ -23,6 +23,7 @@
 //! the few events behind it that have to be tried again, each as a copy: a million delivered events cost
 //! one row, and the history can be removed no matter what is still waiting.
 
+mod acts;
 mod batch;
 mod config;
 mod confirmations;
@@ -62,11 +63,13 @@ use crate::message::Envelope;
 use crate::metrics::Metrics;
 use crate::time::{Clock, Timestamp};
 
+pub(crate) use acts::{Act, Filter, Import, Of, Order, Tally};
 pub(crate) use config::{Config, Sync};
 use confirmations::Confirmations;
 pub(crate) use health::Health;
 pub(crate) use lists::{Kept, List, Status};
 use lock::Lock;
+pub(crate) use lock::identity_of as identity;
 pub(crate) use reader::{Deferred, Reader};
 pub(crate) use row::{Damaged, Slot, Stored, position};
 pub(crate) use settlement::{Again, Refused, Settlement};
@@ -138,6 +141,8 @@ enum Command {
     Quarantine(Quarantined, Waiter),
     /// Writes the settlement and the watermark, and reports when that is done, however long it takes.
     Settle(Settlement, oneshot::Sender<()>),
+    /// A part of what an operator has ordered.
+    Step(acts::Asked),
     /// The checkpoint thread has finished a checkpoint.
     Checkpointed,
     /// The checkpoint thread failed for this reason.
@@ -324,6 +329,10 @@ impl Outbox {
     /// The clock by which the outbox compares times.
     pub(crate) fn clock(&self) -> &Clock {
         &self.clock
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.lock.path()
     }
 
     /// A new connection for reading.

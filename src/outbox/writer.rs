@@ -138,8 +138,9 @@ impl Writer {
             }
             #[cfg(test)]
             let probes = std::mem::take(&mut batch.probes);
-            let is_last = batch.is_last;
+            let (is_last, steps) = (batch.is_last, std::mem::take(&mut batch.steps));
             self.commit(batch)?;
+            self.take_steps(steps)?;
             #[cfg(test)]
             self.answer_probes(probes);
             if is_last {
@@ -284,7 +285,7 @@ impl Writer {
         Ok(())
     }
 
-    fn room(&self) -> Room {
+    pub(super) fn room(&self) -> Room {
         if self.log_bytes() >= self.config.max_bytes {
             return Room { bytes: 0, refusal: Refusal::LogHeld };
         }
@@ -443,6 +444,6 @@ impl Writer {
     }
 }
 
-fn add(gauge: &std::sync::atomic::AtomicU64, change: i64) {
+pub(super) fn add(gauge: &std::sync::atomic::AtomicU64, change: i64) {
     let _ = gauge.fetch_update(Relaxed, Relaxed, |value| Some(value.saturating_add_signed(change)));
 }

@@ -57,6 +57,11 @@ impl SinkKind {
         SINKS.iter().find(|(_, kind)| *kind == self).expect("SINKS names each").0
     }
 
+    /// Whether the outbox itself is the stream.
+    pub(crate) fn is_embedded(self) -> bool {
+        self == SinkKind::Embedded
+    }
+
     fn is_in_this_build(self) -> bool {
         match self {
             SinkKind::Embedded => true,
@@ -66,7 +71,7 @@ impl SinkKind {
         }
     }
 
-    fn read(value: &Value) -> Result<Self, String> {
+    pub(crate) fn read(value: &Value) -> Result<Self, String> {
         let kind = choice(value, &SINKS)?;
         if kind.is_in_this_build() {
             return Ok(kind);

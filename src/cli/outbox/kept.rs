@@ -5,13 +5,18 @@ use std::fmt::Write as _;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
+use crate::event::Origin;
 use crate::outbox::Kept;
 
 pub(super) fn line_of_text(kept: &Kept) -> String {
-    let Kept { position, at, state, reason, sdk_app_id, content } = kept;
+    let Kept { position, at, state, reason, from, content } = kept;
     let reason = reason.as_deref().unwrap_or_default();
-    if let Some(app) = sdk_app_id {
-        return format!("{position:<11} {at}  {app:<12} {:<6} {}\n", content.len(), plain(reason));
+    if let Some(Origin { sdk_app_id, .. }) = from {
+        return format!(
+            "{position:<11} {at}  {sdk_app_id:<12} {:<6} {}\n",
+            content.len(),
+            plain(reason)
+        );
     }
     let event: Value = serde_json::from_slice(content).unwrap_or_default();
     let field = |name: &str| plain(event["data"][name].as_str().unwrap_or("?"));
@@ -29,16 +34,19 @@ fn plain(text: &str) -> String {
 }
 
 pub(super) fn line_of_json(kept: &Kept) -> String {
-    let Kept { position, at, state, reason, sdk_app_id, content } = kept;
+    let Kept { position, at, state, reason, from, content } = kept;
     let mut line = json!({ "state": state });
     let at = at.to_string();
     if let Some(reason) = reason {
         line["reason"] = json!(reason);
     }
-    if let Some(app) = sdk_app_id {
+    if let Some(Origin { sdk_app_id, client_ip, client_platform }) = from {
         line["number"] = json!(position);
         line["received_at"] = json!(at);
-        line["sdk_app_id"] = json!(app);
+        line["sdk_app_id"] = json!(sdk_app_id);
+        if client_ip.is_some() || client_platform.is_some() {
+            line["client"] = json!({ "ip": client_ip, "platform": client_platform });
+        }
         line["body"] = match std::str::from_utf8(content) {
             Ok(text) => json!(text),
             Err(_) => json!({ "hex": hex::encode(content) }),
@@ -55,15 +63,17 @@ pub(super) fn line_of_json(kept: &Kept) -> String {
     text
 }
 
-fn is_json(text: &str) -> bool {
+pub(super) fn is_json(text: &str) -> bool {
     serde_json::from_str::<&RawValue>(text).is_ok()
 }
 
 pub(super) fn whole(kept: &Kept) -> String {
-    let Kept { position, at, state, reason, sdk_app_id, content } = kept;
+    let Kept { position, at, state, reason, from, content } = kept;
     let mut text = String::new();
-    let _ = match sdk_app_id {
-        Some(app) => write!(text, "number    {position}\nreceived  {at}\napp       {app}\n"),
+    let _ = match from {
+        Some(Origin { sdk_app_id, .. }) => {
+            write!(text, "number    {position}\nreceived  {at}\napp       {sdk_app_id}\n")
+        }
         None => write!(text, "position  {position}\naccepted  {at}\nstate     {state}\n"),
     };
     if let Some(reason) = reason {
