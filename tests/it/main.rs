@@ -42,6 +42,7 @@ mod log;
 mod migration;
 mod nats;
 mod one_process;
+mod operator;
 mod outages;
 mod passthrough;
 mod platform;

@@ -111,7 +111,8 @@ async fn carry_out(
     let matches = if counted.matched == 1 { "matches" } else { "match" };
     eprintln!("{} {matches}", what(counted.matched));
     if args.dry_run || counted.stopped.is_some() || counted.matched == 0 {
-        let text = format!("{} would be {}\n", what(counted.matched), done(act));
+        let would = if args.dry_run { "would be " } else { "" };
+        let text = format!("{} {would}{}\n", what(counted.matched), done(act));
         return tell(act.name(), &counted, args, &text);
     }
     if !is_sure {

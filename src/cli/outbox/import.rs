@@ -47,7 +47,8 @@ async fn carry_out(agent: &Agent, mut file: File, args: &AgentArgs) -> anyhow::R
             let counted = agent.import(file.try_clone()?, true).await?;
             eprintln!("{} events, {} of them known already", counted.matched, counted.duplicates);
             if args.dry_run || counted.stopped.is_some() || counted.done == 0 {
-                let text = format!("{} events would be imported\n", counted.done);
+                let would = if args.dry_run { "would be " } else { "" };
+                let text = format!("{} events {would}imported\n", counted.done);
                 return tell("import", &counted, args, &text);
             }
             file.seek(SeekFrom::Start(start))?;

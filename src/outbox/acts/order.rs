@@ -21,6 +21,15 @@ pub(crate) enum Of {
     Quarantined,
 }
 
+impl Of {
+    fn name(self) -> &'static str {
+        match self {
+            Of::Dead => "dead",
+            Of::Quarantined => "quarantined",
+        }
+    }
+}
+
 /// What to do an act with.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -112,9 +121,10 @@ impl Tally {
         let filter = serde_json::to_string(filter).expect("texts and numbers always encode");
         let Tally { matched, done, duplicates, kept, stopped } = self;
         let stopped = stopped.as_deref().unwrap_or("no");
+        let of = of.map_or("events", Of::name);
         tracing::info!(
             act,
-            ?of,
+            of,
             filter,
             by,
             matched,
