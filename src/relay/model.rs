@@ -1,7 +1,8 @@
 //! Random histories of an outbox and its relay, beside a plain model of what must hold whatever happens:
-//! callbacks and repeats, verdicts of every kind, a locked file, a full disk, kills, stops, clocks that are
-//! set. The relay is driven round by round and the writer step by step, by clocks that the test holds, so
-//! that the same history has the same trace. (After the model tests of Vector's disk buffer.)
+//! callbacks and repeats, verdicts of every kind, a locked file, a full disk, kills, stops, an operator's
+//! acts, clocks that are set. The relay is driven round by round and the writer step by step, by clocks that
+//! the test holds, so that the same history has the same trace. (After the model tests of Vector's disk
+//! buffer.)
 //!
 //! `BRIDGE_MODEL_CASES=100000 cargo test --lib model` tries more than the ordinary run does, and
 //! `BRIDGE_MODEL_SEED=7` others: the ordinary run is the same each time. What fails is made smaller, and kept
@@ -20,6 +21,7 @@ use proptest::prelude::*;
 use proptest::sample::select;
 use proptest::test_runner::{Config, RngSeed, TestError, TestRunner};
 
+use crate::outbox::Act;
 use crate::verdict::Kind;
 use world::World;
 
@@ -54,6 +56,8 @@ enum Op {
     EmptyDisk,
     /// The disk alters an event that is not delivered yet: one of them, counted round.
     Damage(usize),
+    /// An operator retries the dead letters, or replays what is delivered.
+    Act(Act),
     Pass(u64),
     SetWall(i64),
     /// What is in the page cache is there at the next start, and the clocks are off by so much.
@@ -129,6 +133,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => Just(Op::EmptyDisk),
         4 => select(vec![1, 60, 900, 5_000, 9_999, 10_000, 40_000, 100_000, 1 << 30]).prop_map(Op::Pass),
         1 => (0..20_usize).prop_map(Op::Damage),
+        2 => prop_oneof![2 => Just(Act::Retry), 1 => Just(Act::Replay)].prop_map(Op::Act),
         1 => shift().prop_map(Op::SetWall),
         1 => shift().prop_map(Op::Kill),
         1 => shift().prop_map(Op::Stop),

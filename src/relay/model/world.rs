@@ -1,5 +1,7 @@
 //! The outbox and its relay as they are, driven step by step beside the oracle.
 
+mod acts;
+
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
@@ -112,6 +114,7 @@ impl World {
                 self.outbox.probe(Probe::FillDisk(*more)).await;
             }
             Op::EmptyDisk => self.empty_disk().await,
+            Op::Act(act) => self.act(*act).await?,
             Op::Damage(which) => self.damage(*which),
             Op::Pass(time) => self.set_clock(*time, 0),
             Op::SetWall(shift) => self.set_clock(0, *shift),
