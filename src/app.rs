@@ -104,9 +104,8 @@ impl App {
             see: see(&admin_server.listener)?,
         };
         let ingress = Ingress::new(config, naming, links);
-        let is_embedded = settings.sink.kind.is_embedded();
         let admin = Admin {
-            acts: Acts::new(&settings.admin, settings.event.clone(), is_embedded),
+            acts: acts(&settings),
             outbox: outbox.clone(),
             reader: outbox.reader()?,
             events: Events::of(&outbox)?,
@@ -256,6 +255,10 @@ impl Running {
             let _ = self.tasks.end_of(PRIVATE).await; // its result no longer matters
         }
     }
+}
+
+fn acts(settings: &Settings) -> Acts {
+    Acts::new(&settings.admin, settings.event.clone(), settings.sink.kind.is_embedded())
 }
 
 fn readers(settings: &Settings, phase: &watch::Sender<Phase>) -> Readers {

@@ -5,7 +5,7 @@ use serde_json::json;
 
 use crate::backend::Backend;
 use crate::bridge::{APPS, Ended, eventually, program, run};
-use crate::broker::{self, Kind};
+use crate::broker::{self, Kind, Message};
 use crate::calls::{becomes, call_many, is_delivered, start};
 
 /// `limit` in bytes is a setting of what the events go to, as a client of the broker's names it.
@@ -34,8 +34,18 @@ fn check(kind: Kind, setting: &str, limit: impl Fn(&str, u32) -> serde_json::Val
     assert_eq!(told.len(), 1, "the first at once, the others with the next reminder");
     assert_eq!(told[0]["level"], "ERROR");
     broker.target.make(&limit(1_000_000));
-    call_many(&bridge, "after", 1);
+    let mut retry = program();
+    retry.args(["outbox", "retry", "--json", "--admin", &format!("http://{}", bridge.admin)]);
+    retry.arg("--path").arg(bridge.outbox());
+    let ended = run(&mut retry);
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    is_delivered(&bridge);
     becomes(&bridge, "ready");
+    assert_eq!(bridge.metric("topic_bridge_dead_letters"), 0.0);
+    let topics: Vec<_> = broker.target.read(23).iter().map(Message::topic_id).collect();
+    let expected: Vec<_> = (0..20).map(|number| format!("refused-{number}")).collect();
+    let retried: Vec<_> = topics.into_iter().filter(|topic| topic.starts_with("refused")).collect();
+    assert_eq!(retried, expected, "all of them, in order");
 }
 
 #[test]
