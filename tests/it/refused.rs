@@ -36,7 +36,6 @@ fn check(kind: Kind, setting: &str, limit: impl Fn(&str, u32) -> serde_json::Val
     broker.target.make(&limit(1_000_000));
     let mut retry = program();
     retry.args(["outbox", "retry", "--json", "--admin", &format!("http://{}", bridge.admin)]);
-    retry.arg("--path").arg(bridge.outbox());
     let ended = run(&mut retry);
     assert_eq!(ended.code, Some(0), "{ended:?}");
     is_delivered(&bridge);
