@@ -7,7 +7,6 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use clap::Parser as _;
 use tokio::runtime::Builder;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{oneshot, watch};
@@ -26,7 +25,7 @@ const CONFIGURATION: u8 = 78;
 const PANIC_REPORT: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
-    let Arguments { config, set, command } = Arguments::parse();
+    let Arguments { config, set, command } = Arguments::of_process();
     let result = match command.unwrap_or(Command::Serve) {
         Command::Serve => Settings::load(config, &set).map_err(Into::into).and_then(serve),
         Command::Check(args) => cli::check::run(&args, config, &set),

@@ -54,11 +54,49 @@ pub enum Command {
     Outbox(outbox::Args),
 }
 
+impl Arguments {
+    /// Parses the process's arguments. Ends the process where they make no sense, or ask for help.
+    pub fn of_process() -> Self {
+        let mut arguments = Self::parse();
+        arguments.set = every_set(std::env::args()).unwrap_or(arguments.set);
+        arguments
+    }
+}
+
+/// The value of each `--set`, before and after the subcommand: clap forgets the former where there are both. The
+/// arguments have passed clap, so each has one.
+fn every_set(arguments: impl Iterator<Item = String>) -> Option<Vec<String>> {
+    let (mut values, mut arguments) = (Vec::new(), arguments.skip(1));
+    while let Some(argument) = arguments.next() {
+        match argument.as_str() {
+            "--" => break,
+            "--set" | "-s" => values.push(arguments.next()?),
+            other => {
+                let value = other.strip_prefix("--set=").or_else(|| other.strip_prefix("-s"));
+                values.extend(value.map(|value| value.trim_start_matches('=').to_owned()));
+            }
+        }
+    }
+    Some(values)
+}
+
 /// Writes data to stdout. A reader that stops early, as `head` does, is not an error.
 fn print(text: &str) -> anyhow::Result<()> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         result => Ok(result?),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_set_counts_before_and_after_the_subcommand() {
+        let line = "topic-bridge --set a=1 -s b=2 outbox --set=c=3 drop -sd=4 -s=e=5 -- --set f=6";
+        let found = every_set(line.split(' ').map(str::to_owned));
+        assert_eq!(found.unwrap(), ["a=1", "b=2", "c=3", "d=4", "e=5"]);
     }
 }
