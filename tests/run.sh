@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Runs every test: unit and property tests, and the real program over real sockets, files and signals, against
-# real Kafka, RabbitMQ and NATS brokers, which the tests start on free loopback ports and stop at the end.
+# real Kafka, RabbitMQ and NATS brokers, which the tests start on free loopback ports and stop at the end. Then, unless
+# there are arguments, breaks everything around the program for some minutes: see tests/torture/main.rs.
 # Arguments go to cargo test, as in: tests/run.sh --test it -- crash
 # Once it has installed what is missing, `cargo test --test it -- --include-ignored NAME` works as well.
 #
@@ -41,8 +42,10 @@ done
     echo "tests/run.sh: WITHOUT ${BRIDGE_TEST_WITHOUT}: what needs it is NOT tested" >&2
 tests/brokers/install
 
-cargo test --locked "$@" ${include:+$separator $include} || {
+failed() {
     status=$?
     echo "tests/run.sh: the brokers' logs are in target/brokers/logs" >&2
     exit "$status"
 }
+cargo test --locked "$@" ${include:+$separator $include} || failed
+[ $# -gt 0 ] || cargo test --locked --test torture -- --minutes 2.5 || failed

@@ -6,7 +6,7 @@
 
 Prints a JSON line for each message, from the oldest on: what it was addressed to (partition and key,
 routing key, or subject), its headers and properties, its body. It ends when COUNT different events were
-seen and nothing more came for a second, so that repeats show; without them after a minute, with code 1.
+seen and nothing more came for a second, so that repeats show; if it waits for them in vain for a minute, with code 1.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ class Reader:
     def __init__(self, count):
         self.count = count
         self.ids = set()
-        self.last = self.began = time.monotonic()
+        self.last = time.monotonic()
 
     def saw(self, body, headers, **rest):
         text = body.decode()
@@ -35,7 +35,7 @@ class Reader:
         now = time.monotonic()
         if len(self.ids) >= self.count:
             return now - self.last > QUIET
-        if now - self.began > PATIENCE:
+        if now - self.last > PATIENCE:
             sys.stdout.flush()
             sys.exit(f"read.py: {len(self.ids)} of {self.count} events came")
         return False

@@ -1,15 +1,12 @@
 //! A full outbox, a full disk, an exhausted quota and a slow disk: callbacks are refused with 503,
 //! nothing is lost, and the bridge accepts callbacks again without a restart.
 
-use std::io::Write as _;
-use std::path::{Path, PathBuf};
-use std::process::Command;
-
 use crate::bridge::{Bridge, TOPIC_CREATED, body, eventually, is_delivered, signed};
 use crate::broker::{self, Kind, Verb};
 use crate::calls::topic_ids;
 use crate::http::{Connection, Reply};
 use crate::preload::faulty_disk;
+use crate::small_disk::SmallDisk;
 
 /// Sends distinct topics, with names so long, until one is refused; the answered ones and the refusal.
 pub(crate) fn fill(bridge: &Bridge, prefix: &str, length: usize) -> (Vec<String>, Reply) {
@@ -85,36 +82,6 @@ fn a_full_outbox_resumes_when_the_history_has_served_its_time() {
     eventually("all of it is gone", || bridge.events().is_empty().then_some(()));
     let again = fill(&bridge, "u", 8000).0;
     assert!(again.len() > 50, "the space of {} events was used again", again.len());
-}
-
-/// A small file system of its own, gone at the end.
-struct SmallDisk(PathBuf);
-
-impl SmallDisk {
-    fn mount(at: &Path, size: &str) -> Self {
-        std::fs::create_dir(at).unwrap();
-        let mounted = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs", at.to_str().unwrap()])
-            .status();
-        assert!(mounted.unwrap().success(), "a small tmpfs cannot be mounted: run as root");
-        SmallDisk(at.to_owned())
-    }
-
-    /// Fills it but for so many bytes, and returns the file to remove.
-    fn fill_up(&self, but_for: u64) -> PathBuf {
-        let path = self.0.join("ballast");
-        let mut ballast = std::fs::File::create(&path).unwrap();
-        while ballast.write(&[0; 4096]).is_ok_and(|written| written > 0) {}
-        let length = ballast.metadata().unwrap().len();
-        ballast.set_len(length - but_for).unwrap();
-        path
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
-    }
 }
 
 #[test]

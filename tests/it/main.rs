@@ -12,10 +12,13 @@ mod bridge;
 mod broker;
 mod http;
 mod outbox_file;
+#[allow(dead_code, reason = "the torture run does more with it")]
 mod preload;
+#[allow(dead_code, reason = "the torture run does more with it")]
 mod proxy;
 #[path = "../servers/mod.rs"]
 mod servers;
+mod small_disk;
 
 mod architecture;
 mod bounds;

@@ -1,10 +1,13 @@
-//! A TCP proxy between the bridge and a broker; it refuses, cuts and delays connections.
+//! A TCP proxy between the bridge and a broker; it refuses, cuts, resets, delays and freezes connections.
 
 use std::collections::VecDeque;
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
+use std::time::Duration;
+
+use socket2::SockRef;
 
 /// Accepts and drops all connections until it is opened. Its threads end with their connections, the
 /// one that accepts with the tests.
@@ -15,6 +18,9 @@ pub(crate) struct Proxy {
 
 struct Inner {
     broker: String,
+    /// Kafka tells its clients where to connect to: here, not past the proxy.
+    is_kafka: bool,
+    address: SocketAddr,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -23,9 +29,12 @@ struct Inner {
 struct State {
     is_open: bool,
     is_held_up: bool,
+    /// How long whatever comes through waits, in each direction.
+    delay: Duration,
     /// After how many bytes towards the broker each of the next connections is cut.
     cuts: VecDeque<usize>,
     cut: usize,
+    resets: usize,
     /// Of all connections so far, the bridge's end.
     connections: Vec<TcpStream>,
 }
@@ -33,10 +42,20 @@ struct State {
 impl Proxy {
     /// In front of a broker, given as `host:port`.
     pub(crate) fn start(broker: &str) -> Self {
+        Self::launch(broker, false)
+    }
+
+    /// The same in front of Kafka, given by the address that it tells its clients.
+    pub(crate) fn start_for_kafka(broker: &str) -> Self {
+        Self::launch(broker, true)
+    }
+
+    fn launch(broker: &str, is_kafka: bool) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let (state, changed) = (Mutex::default(), Condvar::new());
-        let inner = Arc::new(Inner { broker: broker.to_owned(), state, changed });
+        let broker = broker.to_owned();
+        let inner = Arc::new(Inner { broker, is_kafka, address, state, changed });
         let accepting = inner.clone();
         thread::spawn(move || {
             for bridge in listener.incoming() {
@@ -63,6 +82,22 @@ impl Proxy {
         }
     }
 
+    /// Ends all connections as a host that has forgotten them does; new ones come through.
+    pub(crate) fn reset(&self) {
+        let mut state = self.inner.state.lock().unwrap();
+        state.resets += 1;
+        for connection in state.connections.drain(..) {
+            // With no time to linger, closing it is a reset; it is closed once nobody reads it any more.
+            let _ = SockRef::from(&connection).set_linger(Some(Duration::ZERO));
+            let _ = connection.shutdown(Shutdown::Read); // it may be closed already
+        }
+    }
+
+    /// Makes whatever comes through wait for so long.
+    pub(crate) fn delay(&self, delay: Duration) {
+        self.inner.state.lock().unwrap().delay = delay;
+    }
+
     /// How many connections were let through.
     pub(crate) fn opened(&self) -> usize {
         self.inner.state.lock().unwrap().connections.len()
@@ -80,40 +115,83 @@ impl Proxy {
     }
 }
 
+/// With after how many bytes the connection is cut.
+#[derive(Clone, Copy)]
+enum Direction {
+    ToBroker(Option<usize>),
+    ToBridge,
+}
+
 impl Inner {
     fn connect(self: &Arc<Self>, bridge: TcpStream) {
-        let limit = {
+        let (limit, resets) = {
             let mut state = self.state.lock().unwrap();
             if !state.is_open {
                 return;
             }
             state.connections.push(bridge.try_clone().unwrap());
-            state.cuts.pop_front()
+            (state.cuts.pop_front(), state.resets)
         };
         let Ok(broker) = TcpStream::connect(&self.broker) else { return };
         let (to_bridge, to_broker) = (bridge.try_clone().unwrap(), broker.try_clone().unwrap());
         let (there, back) = (self.clone(), self.clone());
-        thread::spawn(move || there.carry(bridge, to_broker, limit));
-        thread::spawn(move || back.carry(broker, to_bridge, None));
+        thread::spawn(move || there.carry(bridge, to_broker, Direction::ToBroker(limit), resets));
+        thread::spawn(move || back.carry(broker, to_bridge, Direction::ToBridge, resets));
     }
 
-    /// Ends both directions when either side closes, or once `limit` bytes are through.
-    fn carry(&self, mut from: TcpStream, mut to: TcpStream, limit: Option<usize>) {
-        let mut left = limit.unwrap_or(usize::MAX);
-        let mut bytes = [0; 4096];
+    /// Ends both directions when either side closes, or once the connection is to be cut.
+    fn carry(&self, mut from: TcpStream, mut to: TcpStream, way: Direction, resets: usize) {
+        let mut left = match way {
+            Direction::ToBroker(limit) => limit.unwrap_or(usize::MAX),
+            Direction::ToBridge => usize::MAX,
+        };
         while left > 0 {
-            let Ok(read @ 1..) = from.read(&mut bytes) else { break };
+            let Some(bytes) = self.read(&mut from, way) else { break };
             let held_up = self.state.lock().unwrap();
-            drop(self.changed.wait_while(held_up, |state| state.is_held_up).unwrap());
-            let through = read.min(left);
+            let state = self.changed.wait_while(held_up, |state| state.is_held_up).unwrap();
+            let delay = state.delay;
+            drop(state);
+            thread::sleep(delay);
+            let through = bytes.len().min(left);
             if to.write_all(&bytes[..through]).is_err() {
                 break;
             }
             left -= through;
         }
-        if left == 0 {
-            self.state.lock().unwrap().cut += 1;
+        let mut state = self.state.lock().unwrap();
+        state.cut += usize::from(left == 0);
+        let is_reset = state.resets > resets;
+        drop(state);
+        let (bridge, broker) = match way {
+            Direction::ToBroker(_) => (from, to),
+            Direction::ToBridge => (to, from),
+        };
+        let _ = broker.shutdown(Shutdown::Both);
+        if !is_reset {
+            let _ = bridge.shutdown(Shutdown::Both); // would be an orderly end
         }
-        let _ = (from.shutdown(Shutdown::Both), to.shutdown(Shutdown::Both));
+    }
+
+    /// What comes next; from Kafka a whole answer, in which its address is replaced by the proxy's.
+    fn read(&self, from: &mut TcpStream, way: Direction) -> Option<Vec<u8>> {
+        if !(self.is_kafka && matches!(way, Direction::ToBridge)) {
+            let mut bytes = vec![0; 4096];
+            let read = from.read(&mut bytes).ok().filter(|read| *read > 0)?;
+            bytes.truncate(read);
+            return Some(bytes);
+        }
+        let mut length = [0; 4];
+        from.read_exact(&mut length).ok()?;
+        let mut answer = vec![0; u32::from_be_bytes(length) as usize];
+        from.read_exact(&mut answer).ok()?;
+        let (host, port) = self.broker.rsplit_once(':').unwrap();
+        let wire = |port: u16| [host.as_bytes(), &u32::from(port).to_be_bytes()].concat();
+        let (told, own) = (wire(port.parse().unwrap()), wire(self.address.port()));
+        for at in 0..(answer.len() + 1).saturating_sub(told.len()) {
+            if answer[at..].starts_with(&told) {
+                answer[at..at + own.len()].copy_from_slice(&own);
+            }
+        }
+        Some([&length[..], &answer].concat())
     }
 }
