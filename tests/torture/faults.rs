@@ -47,6 +47,10 @@ impl Breaker<'_> {
             thread::sleep(fault.length / 2);
         }
         self.end(fault.what, held);
+        if let Some((delay, then)) = fault.then {
+            thread::sleep(delay);
+            self.begin(then, &mut Held::default());
+        }
     }
 
     fn begin(&mut self, what: What, held: &mut Held) {

@@ -13,8 +13,8 @@ use crate::callback::Callback;
 use crate::ledger::{Entry, Fate, Ledger};
 use crate::verdict::{Counts, Verdict};
 
-/// For how long after a fault an event that is retried on its own may overtake, or be overtaken.
-const DISORDER: Duration = Duration::from_secs(20);
+/// How long before such a fault an event may have been sent that waits for it, and how long after it one may be overtaken.
+const DISORDER: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(20));
 
 type Span = (Duration, Duration);
 
@@ -125,7 +125,7 @@ impl Judge {
         }
     }
 
-    /// After the last read.
+    /// After the last read; `faults` are the times of those that may break the order.
     pub(crate) fn judge(&mut self, faults: &[Span]) -> Counts {
         let entries = self.ledger.entries();
         let is = |fate: Fate| entries.iter().filter(|entry| entry.fate == fate).count() as u64;
@@ -148,7 +148,7 @@ impl Judge {
         let deleted = entries.iter().enumerate().filter(is_deleted).count() as u64;
         let (inversions, disorder) = self.inversions(&entries, faults);
         if disorder > 0 {
-            self.verdict.broken(&format!("{disorder} inversions far from any fault"));
+            self.verdict.broken(&format!("{disorder} inversions that no fault explains"));
         }
         Counts {
             sent: entries.len() as u64,
@@ -165,8 +165,7 @@ impl Judge {
         }
     }
 
-    /// In each group, those that arrived after one that was sent later; and how many of them were sent while nothing
-    /// was broken. Only callbacks count that were answered OK at once: of all others it is not known when they came.
+    /// In each group, those that arrived after one that was sent later; and how many of them no fault explains. Only callbacks count that were answered OK at once: of all others it is not known when they came.
     fn inversions(&self, entries: &[Entry], faults: &[Span]) -> (u64, u64) {
         let (mut all, mut far) = (0, 0);
         let mut newest: HashMap<usize, usize> = HashMap::new();
@@ -178,7 +177,9 @@ impl Judge {
             let newest = newest.entry(entry.lane).or_default();
             if *number < *newest {
                 all += 1;
-                let is_near = |(from, to): &Span| (*from..=*to + DISORDER).contains(&entry.sent);
+                let is_near = |(from, to): &Span| {
+                    (from.saturating_sub(DISORDER.0)..=*to + DISORDER.1).contains(&entry.sent)
+                };
                 far += u64::from(!faults.iter().any(is_near));
             }
             *newest = (*newest).max(*number);

@@ -56,6 +56,13 @@ impl What {
         )
     }
 
+    /// What the broker accepts changes at some moment, so it may refuse one event of a batch and accept those behind it:
+    /// that one is retried on its own, and arrives after them.
+    pub(crate) fn may_break_order(self) -> bool {
+        use What::{BrokerKilled, BrokerStopped, CredentialsRevoked, TopologyTakenAway};
+        matches!(self, BrokerKilled | BrokerStopped | CredentialsRevoked | TopologyTakenAway)
+    }
+
     /// A bridge may not be able to start on a full disk, or beside a lock: that is an operator's matter.
     fn allows(self, meanwhile: What) -> bool {
         let is_of_disk = matches!(self, What::DiskFull | What::OutboxLocked);
@@ -70,6 +77,8 @@ pub(crate) struct Fault {
     pub(crate) length: Duration,
     /// In the middle of it.
     pub(crate) meanwhile: Option<What>,
+    /// So soon after its end, when the backlog is on its way.
+    pub(crate) then: Option<(Duration, What)>,
     /// Before the next one.
     pub(crate) calm: Duration,
 }
@@ -80,10 +89,13 @@ impl fmt::Display for Fault {
         if !self.what.is_sudden() {
             write!(formatter, " for {:.1} s", self.length.as_secs_f64())?;
         }
-        match self.meanwhile {
-            Some(meanwhile) => write!(formatter, ", meanwhile {}", words(meanwhile)),
-            None => Ok(()),
+        if let Some(meanwhile) = self.meanwhile {
+            write!(formatter, ", meanwhile {}", words(meanwhile))?;
         }
+        if let Some((delay, then)) = self.then {
+            write!(formatter, ", {} ms later {}", delay.as_millis(), words(then))?;
+        }
+        Ok(())
     }
 }
 
@@ -132,13 +144,14 @@ impl Plan {
         let tenths =
             |draw: &mut fastrand::Rng, from, to| Duration::from_millis(100 * draw.u64(from..=to));
         let length = tenths(draw, 3, 60);
-        let others: Vec<_> = self.enabled.iter().filter(|other| other.is_sudden()).collect();
-        let meanwhile = match (others.len(), draw.u8(..3)) {
-            (1.., 0) if !what.is_sudden() => Some(*others[draw.usize(..others.len())]),
-            _ => None,
+        let sudden: Vec<_> = self.enabled.iter().filter(|other| other.is_sudden()).collect();
+        let another = |draw: &mut fastrand::Rng, one_in: u8| {
+            let is_wanted = !sudden.is_empty() && draw.u8(..one_in) == 0;
+            is_wanted.then(|| *sudden[draw.usize(..sudden.len())])
         };
-        let meanwhile = meanwhile.filter(|meanwhile| what.allows(*meanwhile));
-        Fault { what, length, meanwhile, calm: tenths(draw, 0, 30) }
+        let meanwhile = another(draw, 3).filter(|other| !what.is_sudden() && what.allows(*other));
+        let then = another(draw, 2).map(|then| (Duration::from_millis(draw.u64(..1000)), then));
+        Fault { what, length, meanwhile, then, calm: tenths(draw, 0, 30) }
     }
 
     /// How far the clock is moved next: often inside the window of repeats, sometimes by days.

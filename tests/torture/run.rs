@@ -70,7 +70,9 @@ fn play(stage: &mut Stage, load: &mut Load, judge: &mut Judge, plan: &mut Plan, 
         };
         breaker.run(&fault);
         is_queue_settled = breaker.is_queue_settled;
-        spans.push((from, ledger.now()));
+        if fault.what.may_break_order() {
+            spans.push((from, ledger.now()));
+        }
         count += 1;
         thread::sleep(fault.calm);
         judge.check(!stage.has_died(), "the bridge has ended by itself");
