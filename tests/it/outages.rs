@@ -18,6 +18,7 @@ against_each_broker! {
     callbacks_go_on_while_the_broker_is_frozen
     callbacks_go_on_while_the_broker_is_killed_and_started_again
     what_a_broker_had_not_confirmed_when_it_died_is_sent_again
+    what_was_not_confirmed_in_time_and_died_with_the_broker_is_sent_again
     a_bridge_starts_while_the_broker_is_away
     an_idle_bridge_notices_that_the_broker_is_gone_and_back
     what_was_answered_ok_survives_kills_of_the_bridge
@@ -103,6 +104,25 @@ mod checks {
         // would show less.
         thread::sleep(Duration::from_millis(300));
         assert_eq!(bridge.metric("topic_bridge_outbox_pending"), 20.0);
+        broker.tell(Verb::Kill);
+        broker.tell(Verb::Start);
+        is_delivered(&bridge);
+        let messages = broker.target.read(topics.len());
+        assert_eq!(topic_ids(&messages), topics.into_iter().collect());
+        check_ids(&messages);
+    }
+
+    /// A frozen broker that goes on takes what waits in its sockets; one that is killed has lost it.
+    pub(super) fn what_was_not_confirmed_in_time_and_died_with_the_broker_is_sent_again(
+        kind: Kind,
+    ) {
+        let Some(broker) = broker::alone(kind) else { return };
+        let bridge = start(&broker.target, &[]);
+        becomes(&bridge, "ready");
+        prepare_for_a_kill(&broker, &bridge);
+        broker.tell(Verb::Pause);
+        let topics = call_many(&bridge, "too late", 20);
+        becomes(&bridge, "degraded");
         broker.tell(Verb::Kill);
         broker.tell(Verb::Start);
         is_delivered(&bridge);
