@@ -16,6 +16,7 @@ use crate::admin::{Acts, Admin, Budget, Events, Readers};
 use crate::ingress::{self, Apps, Ingress};
 use crate::log::Log;
 use crate::metrics::Metrics;
+use crate::notify;
 use crate::outbox::{self, Health, OpenError, Outbox, Workers};
 use crate::passthrough::Passthrough;
 use crate::relay::Relay;
@@ -46,6 +47,7 @@ const PUBLIC: &str = "public listener";
 const PRIVATE: &str = "private listener";
 const RELAY: &str = "relay";
 const TOKENS: &str = "watch over the token files";
+const WATCHDOG: &str = "word to the watchdog";
 
 /// A bridge that is built and ready to run.
 pub struct App {
@@ -186,6 +188,8 @@ impl App {
         let (path, is_https) = (&settings.ingress.path, settings.ingress.tls.is_some());
         tracing::info!(address = %ingress_address, path, https = is_https, "listening for callbacks");
         tracing::info!(address = %admin_address, "private listener ready");
+        tasks.spawn(WATCHDOG, notify::keep_alive());
+        notify::ready();
         Ok(Running { settings, outbox, workers, tasks, ingress_phase, admin_phase, stop_relay })
     }
 }
@@ -216,6 +220,7 @@ impl Running {
         tracing::info!(
             "stopping: finishing the requests in progress, then delivering what is left"
         );
+        notify::stopping();
         let listened = self.stop_listening().await;
         self.stop_relay.send_replace(true);
         let delivered = self.tasks.end_of(RELAY).await;

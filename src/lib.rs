@@ -34,6 +34,7 @@ mod ingress;
 pub mod log;
 mod message;
 mod metrics;
+mod notify;
 mod outbox;
 mod passthrough;
 mod relay;

@@ -5,6 +5,7 @@ mod checks;
 mod warnings;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use crate::config::value::count;
@@ -97,6 +98,13 @@ impl Settings {
             log: log::Config::read(&mut keys),
         };
         keys.check().map(|_| read)
+    }
+
+    /// Reads only where the private listener is, for who asks the running bridge.
+    pub fn private_listener(file: Option<PathBuf>, set: &[String]) -> Result<SocketAddr, Faults> {
+        let mut keys = Keys::load(file, set)?;
+        let config = admin::Config::read(&mut keys);
+        keys.check().map(|_| config.listen)
     }
 
     #[cfg(all(test, any(feature = "kafka", feature = "rabbitmq")))]

@@ -1,5 +1,7 @@
 //! `topic-bridge check`: is the configuration right, what are the effective values, and (`--connect`)
-//! does the sink accept events?
+//! does the sink accept events? With `--ready`: is the running bridge ready?
+
+mod ready;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -23,9 +25,23 @@ pub struct Args {
     /// forwarded.
     #[arg(long)]
     connect: bool,
+    /// Only ask the running bridge at admin.listen, for a container's health check: fails unless it accepts callbacks,
+    /// or (--ready=delivering) also delivers events.
+    #[arg(
+        long,
+        value_name = "WHAT",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "accepting",
+        conflicts_with_all = ["json", "connect"]
+    )]
+    ready: Option<ready::Ready>,
 }
 
 pub fn run(args: &Args, file: Option<PathBuf>, set: &[String]) -> anyhow::Result<ExitCode> {
+    if let Some(wanted) = args.ready {
+        return ready::run(Settings::private_listener(file, set)?, wanted);
+    }
     let settings = Settings::load(file, set)?;
     Sink::new(&settings.sink, &settings.terms())?;
     let findings = if args.connect { examine(&settings)? } else { Vec::new() };

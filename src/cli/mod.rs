@@ -7,8 +7,10 @@ pub mod send;
 pub mod tail;
 
 use std::io::{self, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
+use anyhow::ensure;
 use clap::{Parser, Subcommand};
 
 const AFTER_HELP: &str = "\
@@ -87,6 +89,17 @@ fn print(text: &str) -> anyhow::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         result => Ok(result?),
     }
+}
+
+/// Where to connect to for the private listener, which may be on every address of its host.
+fn reachable(listen: SocketAddr) -> anyhow::Result<SocketAddr> {
+    ensure!(listen.port() != 0, "admin.listen takes a free port: give it one of its own");
+    let ip = match listen.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    Ok(SocketAddr::new(ip, listen.port()))
 }
 
 #[cfg(test)]

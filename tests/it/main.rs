@@ -59,6 +59,7 @@ mod reload;
 mod requests;
 mod secrets;
 mod servers_end;
+mod service;
 mod stop;
 mod stream;
 mod taken_away;

@@ -1,6 +1,6 @@
 //! What arrives at the public listener, read from the private one of a running bridge.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 
 use anyhow::{Context as _, bail, ensure};
 use bytes::Bytes;
@@ -9,14 +9,15 @@ use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
 use tokio::sync::mpsc;
 
+use crate::cli::reachable;
+
 /// Sends each request as one line of JSON. Ends when `lines` is closed, or with an error.
 pub(super) async fn follow(
     listen: SocketAddr,
     from_start: bool,
     lines: mpsc::Sender<String>,
 ) -> anyhow::Result<()> {
-    ensure!(listen.port() != 0, "admin.listen takes a free port: give it one of its own");
-    let address = reachable(listen);
+    let address = reachable(listen)?;
     let from = if from_start { "start" } else { "now" };
     let client = Client::builder(TokioExecutor::new()).build_http::<Empty<Bytes>>();
     let url = format!("http://{address}/requests?from={from}").parse().context("admin.listen")?;
@@ -45,14 +46,4 @@ pub(super) async fn follow(
         }
     }
     bail!("the bridge has ended the stream: it is stopping")
-}
-
-/// Where to connect to for a listener on every address of its host.
-fn reachable(listen: SocketAddr) -> SocketAddr {
-    let ip = match listen.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
-        ip => ip,
-    };
-    SocketAddr::new(ip, listen.port())
 }
