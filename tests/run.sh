@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Runs every test: unit and property tests, and the real program over real sockets, files and signals, against
 # real Kafka, RabbitMQ and NATS brokers, which the tests start on free loopback ports and stop at the end. Then, unless
-# there are arguments, breaks everything around the program for some minutes: see tests/torture/main.rs.
+# there are arguments, breaks everything around the program for some minutes (tests/torture/main.rs), checks what is in
+# deploy/ (tests/deploy.sh), and plays the Compose stack where a Docker engine runs (tests/compose.sh).
 # Arguments go to cargo test, as in: tests/run.sh --test it -- crash
 # Once it has installed what is missing, `cargo test --test it -- --include-ignored NAME` works as well.
 #
@@ -48,4 +49,10 @@ failed() {
     exit "$status"
 }
 cargo test --locked "$@" ${include:+$separator $include} || failed
-[ $# -gt 0 ] || cargo test --locked --test torture -- --minutes 2.5 || failed
+
+# With arguments, somebody wants only those tests.
+if [ "$#" = 0 ]; then
+    cargo test --locked --test torture -- --minutes 2.5 || failed
+    tests/deploy.sh
+    tests/compose.sh
+fi
