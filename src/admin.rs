@@ -10,6 +10,8 @@ mod chunk;
 mod events;
 mod feed;
 mod host;
+mod kept;
+mod page;
 mod permit;
 mod requests;
 
@@ -19,9 +21,9 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::{Request, State};
-use axum::http::StatusCode;
-use axum::http::header::CONTENT_TYPE;
-use axum::middleware::{Next, from_fn};
+use axum::http::header::{CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS};
+use axum::http::{HeaderValue, StatusCode};
+use axum::middleware::{Next, from_fn, map_response};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 use serde::Serialize;
@@ -43,8 +45,8 @@ use crate::requests::Requests;
 use crate::server::{Phase, Spare};
 use crate::verdict::Kind;
 
-const ROUTES: &str = "there are /livez, /readyz, /metrics, /events and /requests, and POST \
-     /outbox/retry, /outbox/drop, /outbox/replay and /outbox/import";
+const ROUTES: &str = "there are /, /livez, /readyz, /metrics, /events, /requests, /dead-letters and \
+     /quarantine, and POST /outbox/retry, /outbox/drop, /outbox/replay and /outbox/import";
 
 /// `[admin]`.
 #[derive(Debug, Clone)]
@@ -93,14 +95,19 @@ pub(crate) struct Admin {
 
 impl Admin {
     pub(crate) fn router(self) -> Router {
+        let policy = page::policy();
         let router = Router::new()
+            .route("/", get(async move || page::page(&policy)))
             .route("/livez", get(async || "ok\n"))
             .route("/readyz", get(readyz))
             .route("/metrics", get(metrics))
             .route("/events", get(events::events))
             .route("/requests", get(requests::requests))
+            .route("/dead-letters", get(kept::dead_letters))
+            .route("/quarantine", get(kept::quarantine))
             .merge(acts::routes())
             .fallback(async || refuse(StatusCode::NOT_FOUND, ROUTES));
+        let router = router.layer(map_response(as_it_is_named));
         let router = if self.is_loopback { router.layer(from_fn(local_only)) } else { router };
         router.layer(from_fn(keep_for_probes)).with_state(Arc::new(self))
     }
@@ -113,6 +120,12 @@ async fn keep_for_probes(request: Request, next: Next) -> Response {
         return refuse(StatusCode::SERVICE_UNAVAILABLE, "too many connections");
     }
     next.run(request).await
+}
+
+/// A browser must not take what a stranger has sent for anything but what this listener calls it.
+async fn as_it_is_named(mut response: Response) -> Response {
+    response.headers_mut().insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
 }
 
 async fn local_only(request: Request, next: Next) -> Response {

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 
 use super::Admin;
 use super::chunk::Chunk;
-use super::feed::{Feed, Kept};
+use super::feed::{Feed, Kept, Lines};
 use crate::outbox::{OpenError, Outbox, ReadResult, Reader, Stored, position};
 
 pub(super) async fn events(
@@ -30,6 +30,11 @@ impl Events {
     pub(crate) fn of(outbox: &Outbox) -> Result<Self, OpenError> {
         Ok(Events { outbox: outbox.clone(), reader: outbox.reader()? })
     }
+
+    /// The connection of all who read what is in the outbox.
+    pub(super) fn reader(&self) -> Reader {
+        self.reader.clone()
+    }
 }
 
 impl Feed for Events {
@@ -43,7 +48,9 @@ impl Feed for Events {
         });
         kept.await
     }
+}
 
+impl Lines for Events {
     async fn fill(&self, mut chunk: Chunk) -> ReadResult<Chunk> {
         let filled = self.reader.run(move |reading| {
             let (after, limit) = (chunk.after(), chunk.limit());

@@ -18,7 +18,7 @@ use super::ask::{Asked, From, NDJSON};
 use super::budget::Budget;
 use super::chunk::{Chunk, Form, missed_events};
 use super::refuse;
-use crate::outbox::ReadResult;
+use crate::outbox::{ReadError, ReadResult};
 use crate::server::{Phase, reached};
 
 /// How long the endless stream may be silent before a comment shows that it is alive.
@@ -48,15 +48,18 @@ pub(super) struct Kept {
     pub(super) newest: u64,
 }
 
+/// Numbered lines.
+pub(super) trait Lines {
+    /// Pushes into the chunk the lines after [`Chunk::after`], at most [`Chunk::limit`], until it breaks.
+    fn fill(&self, chunk: Chunk) -> impl Future<Output = ReadResult<Chunk>> + Send;
+}
+
 /// Lines numbered from 1 upwards without gaps, of which the oldest are removed over time.
-pub(super) trait Feed: Clone + Send + Sync + 'static {
+pub(super) trait Feed: Lines + Clone + Send + Sync + 'static {
     /// The newest number that can be read.
     fn last(&self) -> watch::Receiver<u64>;
 
     fn kept(&self) -> impl Future<Output = ReadResult<Kept>> + Send;
-
-    /// Pushes into the chunk the lines after [`Chunk::after`], at most [`Chunk::limit`], until it breaks.
-    fn fill(&self, chunk: Chunk) -> impl Future<Output = ReadResult<Chunk>> + Send;
 }
 
 /// What the readers of all feeds share.
@@ -87,23 +90,39 @@ impl Readers {
         };
         let result = async {
             let start = start(feed, asked.from).await?;
-            match asked.wants_page {
-                true => self.page(feed, start, &asked).await,
-                false => Ok(self.stream(feed, start)),
+            if !asked.wants_page {
+                return Ok(self.stream(feed, start));
             }
+            let mut last = feed.last();
+            let is_there = last.wait_for(|last| *last > start.after);
+            let _ = timeout(asked.wait, is_there).await; // on timeout the page is empty
+            let mut response = self.page(feed, start.after, asked.limit).await?;
+            if start.missed > 0 {
+                response.headers_mut().insert(MISSED_EVENTS, start.missed.into());
+            }
+            Ok(response)
         };
-        result.await.unwrap_or_else(|error| {
-            tracing::error!(%error, "cannot read events from the outbox");
-            refuse(StatusCode::INTERNAL_SERVER_ERROR, "the outbox cannot be read, see the log")
-        })
+        result.await.unwrap_or_else(unreadable)
+    }
+
+    /// A page of lines that are not a feed, whatever form is asked for.
+    pub(super) async fn list(
+        &self,
+        lines: &impl Lines,
+        query: Option<&str>,
+        headers: &HeaderMap,
+    ) -> Response {
+        let asked = match Asked::read(query.unwrap_or_default(), headers) {
+            Ok(asked) => asked,
+            Err(error) => return refuse(StatusCode::BAD_REQUEST, &error),
+        };
+        let after = if let From::After(after) = asked.from { after } else { 0 };
+        self.page(lines, after, asked.limit).await.unwrap_or_else(unreadable)
     }
 
     /// One page of lines, and where the next page begins.
-    async fn page<F: Feed>(&self, feed: &F, start: Start, asked: &Asked) -> ReadResult<Response> {
-        let mut last = feed.last();
-        let is_there = last.wait_for(|last| *last > start.after);
-        let _ = timeout(asked.wait, is_there).await; // on timeout the page is empty
-        let read = self.read(feed, Form::Page, start.after, asked.limit);
+    async fn page(&self, lines: &impl Lines, after: u64, limit: usize) -> ReadResult<Response> {
+        let read = self.read(lines, Form::Page, after, limit);
         let Ok(read) = timeout(PATIENCE, read).await else {
             return Ok(busy());
         };
@@ -112,9 +131,6 @@ impl Readers {
         let headers = response.headers_mut();
         headers.insert(NEXT_AFTER, next.into());
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        if start.missed > 0 {
-            headers.insert(MISSED_EVENTS, start.missed.into());
-        }
         Ok(response)
     }
 
@@ -141,9 +157,9 @@ impl Readers {
 
     /// Waits for a share of the budget, then reads no more than it pays for. Returns the text and the number of the
     /// last line that is in it.
-    async fn read<F: Feed>(
+    async fn read(
         &self,
-        feed: &F,
+        lines: &impl Lines,
         form: Form,
         after: u64,
         limit: usize,
@@ -156,7 +172,7 @@ impl Readers {
         loop {
             let share = self.budget.reserve(max_bytes).await;
             let chunk = Chunk::new(form, after, limit, max_bytes, share);
-            match feed.fill(chunk).await?.finish() {
+            match lines.fill(chunk).await?.finish() {
                 Ok(read) => return Ok(read),
                 Err(needed) => max_bytes = needed,
             }
@@ -178,6 +194,11 @@ async fn start(feed: &impl Feed, from: From) -> ReadResult<Start> {
             Start { after: after.max(before_oldest), missed: before_oldest.saturating_sub(after) }
         }
     })
+}
+
+fn unreadable(error: ReadError) -> Response {
+    tracing::error!(%error, "cannot read events from the outbox");
+    refuse(StatusCode::INTERNAL_SERVER_ERROR, "the outbox cannot be read, see the log")
 }
 
 fn busy() -> Response {

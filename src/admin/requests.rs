@@ -9,7 +9,7 @@ use tokio::sync::watch;
 
 use super::Admin;
 use super::chunk::Chunk;
-use super::feed::{Feed, Kept};
+use super::feed::{Feed, Kept, Lines};
 use crate::outbox::ReadResult;
 use crate::requests::Requests;
 
@@ -30,7 +30,9 @@ impl Feed for Arc<Requests> {
         let newest = *Requests::last(self).borrow();
         Ok(Kept { before_oldest: self.before_oldest(), newest })
     }
+}
 
+impl Lines for Arc<Requests> {
     async fn fill(&self, mut chunk: Chunk) -> ReadResult<Chunk> {
         for (number, request) in self.after(chunk.after(), chunk.limit()) {
             let json = serde_json::to_string(&request).expect("texts and numbers always encode");
