@@ -16,8 +16,8 @@
 # skipped. BRIDGE_TEST_PYTHON is a Python that has the clients of tests/brokers/requirements.txt.
 #
 # Needs cargo. Anything else that is missing is installed with Debian's apt-get: a C and a C++ compiler, make and
-# perl to build librdkafka and OpenSSL, python3 for the brokers' other clients, sqlite3 for damaged outboxes, and
-# what the brokers need. Needs root, because some tests mount a small tmpfs and fill it: without root these fail,
+# perl to build librdkafka and OpenSSL, python3 for the brokers' other clients, sqlite3 for damaged outboxes, what
+# the brokers need, and Chromium for the private listener's page. Needs root, because some tests mount a small tmpfs and fill it: without root these fail,
 # and what tests/brokers/install names has to be there already.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -42,6 +42,7 @@ done
 [ -z "${BRIDGE_TEST_WITHOUT:-}" ] ||
     echo "tests/run.sh: WITHOUT ${BRIDGE_TEST_WITHOUT}: what needs it is NOT tested" >&2
 tests/brokers/install
+tests/browser/install
 
 failed() {
     status=$?

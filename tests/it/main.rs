@@ -10,6 +10,7 @@
 mod backend;
 mod bridge;
 mod broker;
+mod browser;
 mod http;
 mod outbox_file;
 #[allow(dead_code, reason = "the torture run does more with it")]
@@ -47,6 +48,7 @@ mod nats;
 mod one_process;
 mod operator;
 mod outages;
+mod page;
 mod passthrough;
 mod platform;
 mod power_cut;
