@@ -17,8 +17,8 @@
 #
 # Needs cargo. Anything else that is missing is installed with Debian's apt-get: a C and a C++ compiler, make and
 # perl to build librdkafka and OpenSSL, python3 for the brokers' other clients, sqlite3 for damaged outboxes, what
-# the brokers need, and Chromium for the private listener's page. Needs root, because some tests mount a small tmpfs and fill it: without root these fail,
-# and what tests/brokers/install names has to be there already.
+# the brokers need, and Chromium for the private listener's page. Needs root, because some tests mount a small tmpfs and
+# fill it: without root these fail, and what tests/brokers/install and tests/browser/install name has to be there already.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -15,6 +15,7 @@ pub(crate) struct Browser {
     output: BufReader<ChildStdout>,
     session: Option<Value>,
     sent: u64,
+    has_loaded: bool,
     /// What the browser had to say about the page: exceptions, refusals, the console.
     pub(crate) complaints: Vec<String>,
     _profile: TempDir,
@@ -38,6 +39,7 @@ impl Browser {
             output: BufReader::new(output),
             session: None,
             sent: 0,
+            has_loaded: false,
             complaints: Vec::new(),
             _profile: profile,
         };
@@ -55,8 +57,14 @@ impl Browser {
         browser
     }
 
+    /// Opens a page, and waits until it is there: what is asked before that is asked of another.
     pub(crate) fn open(&mut self, url: &str) {
+        self.has_loaded = false;
         self.call("Page.navigate", json!({ "url": url }));
+        while !self.has_loaded {
+            self.read();
+        }
+        self.becomes("document.querySelector('#status') !== null");
     }
 
     pub(crate) fn looks(&mut self, width: u32, scheme: &str) {
@@ -106,19 +114,28 @@ impl Browser {
         }
         self.input.write_all(format!("{message}\0").as_bytes()).unwrap();
         loop {
-            let mut bytes = Vec::new();
-            self.output.read_until(0, &mut bytes).unwrap();
-            assert_eq!(bytes.pop(), Some(0), "the browser ended");
-            let mut message: Value = serde_json::from_slice(&bytes).unwrap();
+            let mut message = self.read();
             if message["id"] == self.sent {
                 assert!(message["error"].is_null(), "{method}: {message}");
                 return message["result"].take();
             }
-            let said = ["Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded"];
-            if said.iter().any(|said| message["method"] == **said) {
+        }
+    }
+
+    /// The next message: an answer, or an event, of which some are noted.
+    fn read(&mut self) -> Value {
+        let mut bytes = Vec::new();
+        self.output.read_until(0, &mut bytes).unwrap();
+        assert_eq!(bytes.pop(), Some(0), "the browser ended");
+        let message: Value = serde_json::from_slice(&bytes).unwrap();
+        match message["method"].as_str() {
+            Some("Page.loadEventFired") => self.has_loaded = true,
+            Some("Runtime.exceptionThrown" | "Runtime.consoleAPICalled" | "Log.entryAdded") => {
                 self.complaints.push(message["params"].to_string());
             }
+            _ => {}
         }
+        message
     }
 }
 
