@@ -244,7 +244,8 @@ impl Relay {
     }
 
     fn read_line(&self, after: u64) -> anyhow::Result<Vec<Slot>> {
-        let slots = self.reader.run_here(|reading| reading.after(after, self.limit()));
+        let last = *self.outbox.last().borrow(); // first: all of it is there to be read
+        let slots = self.reader.run_here(|reading| reading.line(after, last, self.limit()));
         slots.context("cannot read the outbox")
     }
 

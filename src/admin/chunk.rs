@@ -74,14 +74,14 @@ impl Chunk {
     }
 
     fn passed(&mut self, number: u64) -> ControlFlow<()> {
-        self.after = number;
+        self.after = number.max(self.after + 1); // never back: a damaged file may not be in order
         self.limit -= 1;
         if self.limit == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
 
     /// A reader of a stream may have fallen behind the oldest line that is kept: what to tell it.
     fn gap(&self, number: u64) -> String {
-        match number - 1 - self.after {
+        match number.saturating_sub(self.after + 1) {
             missed if missed > 0 && self.form == Form::Stream => missed_events(missed, number - 1),
             _ => String::new(),
         }

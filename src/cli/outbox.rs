@@ -4,10 +4,12 @@
 mod act;
 mod agent;
 mod bridge;
+mod check;
 mod export;
 mod import;
 mod kept;
 mod list;
+mod salvage;
 mod selection;
 mod show;
 mod status;
@@ -62,6 +64,19 @@ pub enum Args {
     Import(import::ImportArgs),
     /// Deliver events of the history once more, under their own ids, to the sink in force.
     Replay(act::ReplayArgs),
+    /// What is damaged, and where; exit code 1 if anything is. Changes nothing.
+    Check {
+        #[command(flatten)]
+        outbox: OutboxArgs,
+    },
+    /// Save what can be read of a damaged outbox into a new one; the damaged one stays as it is.
+    Salvage {
+        #[command(flatten)]
+        outbox: OutboxArgs,
+        /// The new outbox: a file that does not exist yet, on a disk with room for two copies.
+        #[arg(value_name = "OUT")]
+        new: PathBuf,
+    },
 }
 
 #[derive(Debug, clap::Args)]
@@ -107,6 +122,13 @@ pub fn run(args: &Args, file: Option<PathBuf>, set: &[String]) -> anyhow::Result
         Args::Replay(args) => act::replay(args, settings()?),
         Args::Import(args) => import::run(args, settings()?),
         Args::Export(args) => export::run(args, &reader(args.path.as_ref(), file, set)?),
+        Args::Check { outbox } => {
+            check::run(&path_of(outbox.path.as_ref(), file, set)?, outbox.json)
+        }
+        Args::Salvage { outbox, new } => {
+            let path = path_of(outbox.path.as_ref(), file, set)?;
+            salvage::run(&path, new, outbox.json).map(|()| ExitCode::SUCCESS)
+        }
         Args::Status { outbox } | Args::List { outbox, .. } | Args::Show { outbox, .. } => {
             let reader = reader(outbox.path.as_ref(), file, set)?;
             look(args, &reader).map(|()| ExitCode::SUCCESS)
@@ -114,12 +136,19 @@ pub fn run(args: &Args, file: Option<PathBuf>, set: &[String]) -> anyhow::Result
     }
 }
 
-fn reader(path: Option<&PathBuf>, file: Option<PathBuf>, set: &[String]) -> anyhow::Result<Reader> {
-    let path = match path {
+fn path_of(
+    path: Option<&PathBuf>,
+    file: Option<PathBuf>,
+    set: &[String],
+) -> anyhow::Result<PathBuf> {
+    Ok(match path {
         Some(path) => path.clone(),
         None => Settings::outbox_path(file, set)?,
-    };
-    Ok(Reader::open(&path)?)
+    })
+}
+
+fn reader(path: Option<&PathBuf>, file: Option<PathBuf>, set: &[String]) -> anyhow::Result<Reader> {
+    Ok(Reader::open(&path_of(path, file, set)?)?)
 }
 
 fn look(args: &Args, reader: &Reader) -> anyhow::Result<()> {

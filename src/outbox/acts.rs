@@ -90,8 +90,16 @@ impl Outbox {
         for number in numbers {
             let found = reader.run(move |reading| reading.quarantined_callback(number)).await;
             let Some(callback) = found.map_err(|error| error.to_string())? else { continue };
-            bytes += callback.body.len();
-            parsed.push(Requeued { number, event: understand(&callback, naming) });
+            let event = match callback {
+                None => {
+                    Err("the stored callback is damaged: its checksum does not match".to_owned())
+                }
+                Some(callback) => {
+                    bytes += callback.body.len();
+                    understand(&callback, naming)
+                }
+            };
+            parsed.push(Requeued { number, event });
             if bytes >= BODIES_BYTES || parsed.len() >= BODIES {
                 self.step(Step::Requeue(std::mem::take(&mut parsed)), tally).await?;
                 bytes = 0;

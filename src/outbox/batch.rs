@@ -184,10 +184,11 @@ pub(super) fn quarantine(
 
 fn insert_quarantined(transaction: &Transaction, callback: &Quarantined) -> rusqlite::Result<()> {
     let sql = "INSERT INTO quarantine
-        (received_at, sdk_app_id, client_ip, client_platform, reason, body) VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
+        (received_at, sdk_app_id, client_ip, client_platform, reason, body, checksum)
+        VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
     let Quarantined { sdk_app_id, client_ip, client_platform, received_at, reason, body } =
         callback;
-    let app = sdk_app_id.cast_signed();
-    let row = params![received_at, app, client_ip, client_platform, reason, body];
+    let (app, sum) = (sdk_app_id.cast_signed(), callback.checksum());
+    let row = params![received_at, app, client_ip, client_platform, reason, body, sum];
     transaction.prepare_cached(sql)?.execute(row).map(drop)
 }

@@ -70,7 +70,7 @@ fn checkpoint_at_start(connection: &Connection) -> rusqlite::Result<()> {
 }
 
 /// SQLite would not treat a name such as ":memory:" or "file:…" as a plain file name.
-fn open(path: &Path) -> rusqlite::Result<Connection> {
+pub(super) fn open(path: &Path) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags)?;
     configure(&connection)?;
@@ -113,6 +113,8 @@ pub(super) fn open_for_checkpoints(path: &Path) -> Result<Connection, OpenError>
 /// What all connections have in common.
 fn configure(connection: &Connection) -> rusqlite::Result<()> {
     connection.busy_timeout(BUSY)?;
+    // A page that the disk has altered is an error, where it can be known, and not fewer rows.
+    connection.pragma_update(None, "cell_size_check", true)?;
     // A checkpoint inside a commit would delay its waiters, so a separate thread runs them.
     connection.pragma_update(None, "wal_autocheckpoint", 0)?;
     // Otherwise a statement with a bound LIMIT is recompiled for each value.

@@ -6,8 +6,9 @@ use rusqlite::{OptionalExtension, Row, params};
 use serde::{Serialize, Serializer};
 use uuid::Uuid;
 
+use super::Quarantined;
 use super::reader::Reading;
-use super::row::{COLUMNS, Stored};
+use super::row::{CALLBACK, COLUMNS, Stored};
 use crate::event::Origin;
 use crate::time::Timestamp;
 
@@ -86,7 +87,9 @@ impl Reading<'_> {
     pub(crate) fn list(&self, list: List, after: u64, limit: usize) -> rusqlite::Result<Vec<Kept>> {
         let (filter, order) = ("position > ?1", "ORDER BY position LIMIT ?2");
         let sql = match list {
-            List::Quarantined => format!("{QUARANTINE} WHERE number > ?1 ORDER BY number LIMIT ?2"),
+            List::Quarantined => {
+                format!("{} WHERE number > ?1 ORDER BY number LIMIT ?2", quarantine())
+            }
             list => format!("{} {order}", rows_of(list, filter)),
         };
         let lift = if list == List::Quarantined { quarantined } else { kept };
@@ -103,7 +106,7 @@ impl Reading<'_> {
 
     /// The quarantined callback with this number.
     pub(crate) fn quarantined(&self, number: u64) -> rusqlite::Result<Option<Kept>> {
-        let sql = format!("{QUARANTINE} WHERE number = ?1");
+        let sql = format!("{} WHERE number = ?1", quarantine());
         self.connection.query_row(&sql, [number], quarantined).optional()
     }
 
@@ -163,8 +166,9 @@ fn dead_letters(filter: &str) -> String {
     format!("SELECT {COLUMNS}, 'dead' AS state, reason FROM dead_letters WHERE {filter}")
 }
 
-const QUARANTINE: &str = "SELECT number, received_at, reason, sdk_app_id, client_ip,
-    client_platform, body FROM quarantine";
+fn quarantine() -> String {
+    format!("SELECT {CALLBACK} FROM quarantine")
+}
 
 fn kept(row: &Row) -> rusqlite::Result<Kept> {
     let state = match row.get_ref("state")?.as_str()? {
@@ -185,7 +189,19 @@ fn kept(row: &Row) -> rusqlite::Result<Kept> {
     Ok(Kept { position: row.get("position")?, at, state, reason, from: None, content })
 }
 
+/// A damaged one is shown as it is now, and says so.
 fn quarantined(row: &Row) -> rusqlite::Result<Kept> {
+    if Quarantined::read(row).is_none() {
+        let body = row.get_ref("body")?;
+        return Ok(Kept {
+            position: row.get("number")?,
+            at: row.get("received_at").unwrap_or_default(),
+            state: "quarantined",
+            reason: Some("the stored callback is damaged: its checksum does not match".into()),
+            from: None,
+            content: body.as_bytes().unwrap_or_default().to_vec(),
+        });
+    }
     let text = |name| row.get::<_, Option<String>>(name).map(|text| text.map(Cow::Owned));
     Ok(Kept {
         position: row.get("number")?,

@@ -81,6 +81,26 @@ pub(crate) fn identity_of(path: &Path) -> Option<String> {
     Some(format!("{device}:{inode}"))
 }
 
+/// SQLite deletes a log whose file is missing or empty; this one may hold events that were answered OK.
+fn log_without_file(path: &Path) -> Option<String> {
+    const HEADER: u64 = 32; // of a log without a frame
+    let real = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let log = beside(&real, "-wal");
+    let length = |path: &Path| fs::metadata(path).map_or(0, |found| found.len());
+    (length(&real) == 0 && length(&log) > HEADER).then(|| {
+        format!(
+            "it is missing or empty, and its log {} is not: put the file back beside the log, or move the log \
+             away to begin anew without what is in it",
+            log.display()
+        )
+    })
+}
+
+/// Whether another process has the outbox open for writing, as far as this container can see.
+pub(super) fn is_in_use(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|found| !locked_by(&found, "FLOCK").is_empty())
+}
+
 /// The name of a file next to the outbox, such as its log.
 pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
@@ -94,7 +114,7 @@ impl Lock {
         if let Some(fault) = unsuitable(path) {
             return Err(OpenError::unusable(path, format!("it {fault}")));
         }
-        if let Some(reason) = no_directory(path) {
+        if let Some(reason) = no_directory(path).or_else(|| log_without_file(path)) {
             return Err(OpenError::unusable(path, reason));
         }
         let unusable = |error: io::Error| OpenError::unusable(path, error);

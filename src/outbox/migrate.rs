@@ -5,9 +5,9 @@ use std::path::Path;
 
 use rusqlite::{Connection, Transaction, TransactionBehavior, params};
 
-use super::OpenError;
-use super::row::{COLUMNS, Stored, inserting};
+use super::row::{CALLBACK, COLUMNS, Stored, inserting, sum_of_watermark};
 use super::schema::{APPLICATION, VERSION, explain, pragma, tables};
+use super::{OpenError, Quarantined};
 use crate::message::Envelope;
 use crate::time::Timestamp;
 
@@ -24,7 +24,7 @@ pub(super) fn run(connection: &Connection, path: &Path) -> Result<(), OpenError>
         let transaction = Transaction::new_unchecked(connection, TransactionBehavior::Immediate)?;
         match found {
             0 => transaction.execute_batch(&tables())?,
-            _ => (found..VERSION).try_for_each(|version| step(&transaction, version))?,
+            _ => upgrade(&transaction, found)?,
         }
         transaction.pragma_update(None, "application_id", APPLICATION)?;
         transaction.pragma_update(None, "user_version", VERSION)?;
@@ -39,19 +39,55 @@ pub(super) fn run(connection: &Connection, path: &Path) -> Result<(), OpenError>
     Ok(())
 }
 
-/// From one version to the next.
-fn step(transaction: &Transaction, from: i64) -> rusqlite::Result<()> {
-    match from {
-        1 => transaction.execute_batch(
+/// From an older version to this one.
+fn upgrade(transaction: &Transaction, from: i64) -> rusqlite::Result<()> {
+    if from >= 3 {
+        return add_checksums(transaction);
+    }
+    if from < 2 {
+        transaction.execute_batch(
             "ALTER TABLE events ADD COLUMN traceparent TEXT;
              ALTER TABLE dead_letters ADD COLUMN traceparent TEXT;",
-        ),
-        _ => split_events(transaction),
+        )?;
     }
+    split_events(transaction)
 }
 
-/// From 2 to 3: the event's JSON becomes columns with a checksum, `deferred` holds copies, and ids get
-/// their own table.
+/// Since 4 the watermark and the quarantined callbacks have checksums.
+fn add_checksums(transaction: &Transaction) -> rusqlite::Result<()> {
+    transaction.execute_batch(
+        "ALTER TABLE relay ADD COLUMN checksum INTEGER NOT NULL DEFAULT -1;
+         ALTER TABLE quarantine ADD COLUMN checksum INTEGER NOT NULL DEFAULT -1;",
+    )?;
+    sum_watermark(transaction)?;
+    sum_quarantine(transaction)
+}
+
+fn sum_watermark(transaction: &Transaction) -> rusqlite::Result<()> {
+    let sql = "SELECT settled_through FROM relay";
+    let through = transaction.query_row(sql, [], |row| row.get(0))?;
+    transaction.execute("UPDATE relay SET checksum = ?1", [sum_of_watermark(through)]).map(drop)
+}
+
+/// What cannot be read keeps a checksum that matches nothing.
+fn sum_quarantine(transaction: &Transaction) -> rusqlite::Result<()> {
+    let mut select = transaction.prepare(&format!("SELECT {CALLBACK} FROM quarantine"))?;
+    let mut update =
+        transaction.prepare("UPDATE quarantine SET checksum = ?1 WHERE number = ?2")?;
+    let mut rows = select.query([])?;
+    let mut sums = Vec::new();
+    while let Some(row) = rows.next()? {
+        if let Some(callback) = Quarantined::lift(row) {
+            sums.push((callback.checksum(), row.get::<_, i64>(0)?));
+        }
+    }
+    for (sum, number) in sums {
+        update.execute(params![sum, number])?;
+    }
+    Ok(())
+}
+
+/// Since 3 the event's JSON is in columns with a checksum, `deferred` holds copies, and ids have their own table.
 fn split_events(transaction: &Transaction) -> rusqlite::Result<()> {
     for table in ["events", "deferred", "dead_letters", "ids", "quarantine", "relay"] {
         transaction.execute_batch(&format!("ALTER TABLE {table} RENAME TO old_{table};"))?;
@@ -70,10 +106,12 @@ fn split_events(transaction: &Transaction) -> rusqlite::Result<()> {
          INSERT INTO ids SELECT position, first_id, accepted_at FROM (
              SELECT max(position) AS position, first_id, accepted_at FROM old_ids GROUP BY first_id)
              ORDER BY position;
-         INSERT INTO quarantine SELECT * FROM old_quarantine;
+         INSERT INTO quarantine SELECT *, -1 FROM old_quarantine;
          DROP TABLE moved; DROP TABLE old_events; DROP TABLE old_deferred; DROP TABLE old_dead_letters;
          DROP TABLE old_ids; DROP TABLE old_quarantine; DROP TABLE old_relay; DROP TABLE probe;"
-    ))
+    ))?;
+    sum_watermark(transaction)?;
+    sum_quarantine(transaction)
 }
 
 /// Copies the events of an old table. One that cannot be read and was not delivered becomes a dead

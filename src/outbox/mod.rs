@@ -25,9 +25,12 @@
 
 mod acts;
 mod batch;
+mod check;
 mod config;
 mod confirmations;
 mod connection;
+#[cfg(test)]
+mod damage;
 #[cfg(test)]
 pub(crate) mod fixtures;
 mod health;
@@ -43,12 +46,15 @@ mod reader;
 mod recovery;
 mod reserve;
 mod row;
+mod salvage;
 mod schema;
 mod settlement;
+mod sound;
 mod start;
 #[cfg(test)]
 mod tests;
 mod upkeep;
+mod walk;
 mod writer;
 
 use std::path::{Path, PathBuf};
@@ -64,6 +70,7 @@ use crate::metrics::Metrics;
 use crate::time::{Clock, Timestamp};
 
 pub(crate) use acts::{Act, Filter, Import, Of, Order, Tally};
+pub(crate) use check::{Report, check};
 pub(crate) use config::{Config, Sync};
 use confirmations::Confirmations;
 pub(crate) use health::Health;
@@ -72,6 +79,7 @@ use lock::Lock;
 pub(crate) use lock::identity_of as identity;
 pub(crate) use reader::{Deferred, Reader};
 pub(crate) use row::{Damaged, Slot, Stored, position};
+pub(crate) use salvage::{Salvaged, salvage};
 pub(crate) use settlement::{Again, Refused, Settlement};
 
 /// Why the outbox cannot be read, and what to do about it.

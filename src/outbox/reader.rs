@@ -10,7 +10,7 @@ use rusqlite::{Connection, params};
 use tokio::sync::Semaphore;
 
 use super::lock::Lock;
-use super::row::{COLUMNS, Slot, Stored};
+use super::row::{COLUMNS, Damaged, Slot, Stored, position};
 use super::schema::explain;
 use super::{OpenError, ReadError, ReadResult, connection};
 use crate::time::Timestamp;
@@ -18,6 +18,19 @@ use crate::time::Timestamp;
 /// A page of events holds no more bytes than this (but at least one event), whatever the limit on their
 /// number.
 const MAX_PAGE_BYTES: usize = 4 << 20;
+
+/// At most so many missing events are reported at a time.
+const MAX_MISSING: usize = 1000;
+
+fn bytes_of(slots: &[Slot]) -> usize {
+    slots.iter().flatten().map(|stored| stored.event.data.len()).sum()
+}
+
+fn missing(position: u64) -> Slot {
+    let reason = "the stored event is missing: the disk has lost or altered it, check the disk, and see \
+                  `topic-bridge outbox check`";
+    Err(Damaged { position, reason: reason.into() })
+}
 
 /// An event that is to be retried.
 #[derive(Debug, Clone, PartialEq)]
@@ -97,6 +110,34 @@ impl Reading<'_> {
         Ok(slots)
     }
 
+    /// The same for the relay, which knows the `last` position there is: what is missing on the way to it is
+    /// damaged, as positions have no gaps.
+    pub(crate) fn line(&self, after: u64, last: u64, limit: usize) -> rusqlite::Result<Vec<Slot>> {
+        let found = self.after(after, limit)?;
+        // Unless it ends in the middle because it holds as much as a page may.
+        let is_whole = found.len() < limit && bytes_of(&found) < MAX_PAGE_BYTES;
+        let mut slots = Vec::with_capacity(found.len());
+        let mut next = after + 1;
+        for slot in found {
+            let at = position(&slot);
+            if at < next {
+                continue; // its position is damaged: what should be there is missing
+            }
+            slots.extend((next..at).take(MAX_MISSING).map(missing));
+            if at - next > MAX_MISSING as u64 {
+                return Ok(slots);
+            }
+            next = at + 1;
+            slots.push(slot);
+        }
+        if slots.is_empty() && next <= last {
+            slots.push(missing(next)); // nothing but rows that are not in their place
+        } else if is_whole {
+            slots.extend((next..=last).take(MAX_MISSING).map(missing));
+        }
+        Ok(slots)
+    }
+
     /// The same one by one, for as long as `show` wants more.
     pub(crate) fn each_after(
         &self,
@@ -155,7 +196,7 @@ impl Reading<'_> {
     ) -> rusqlite::Result<Vec<Deferred>> {
         let mut statement = self.connection.prepare_cached(sql)?;
         let rows = statement.query_map(parameters, |row| {
-            Ok(Deferred { slot: Stored::read(row, 0)?, attempts: row.get("attempts")? })
+            Ok(Deferred { slot: Stored::read(row, 0)?, attempts: row.get("attempts").unwrap_or(0) })
         })?;
         rows.collect()
     }
@@ -173,7 +214,7 @@ impl Reading<'_> {
             .prepare_cached("SELECT min(position) FROM events")?
             .query_row([], |row| row.get(0))?;
         match oldest {
-            Some(oldest) => Ok(oldest - 1),
+            Some(oldest) => Ok(oldest.saturating_sub(1)), // 0 is none that was ever given
             None => self.newest(),
         }
     }

@@ -58,6 +58,15 @@ pub(super) fn make_durable(outbox: &Path) -> io::Result<()> {
     }
 }
 
+/// Whether the last run did not end in order, and its log is gone. An orderly end removes both the log and the
+/// reserve.
+pub(super) fn has_lost_its_log(outbox: &Path) -> bool {
+    let is_there = |suffix| beside(outbox, suffix).exists();
+    is_there("-reserve")
+        && !is_there("-wal")
+        && outbox.metadata().is_ok_and(|found| found.len() > 0)
+}
+
 /// Looks for frames of the log's current generation behind the last readable one.
 pub(super) fn cut_off(outbox: &Path) -> io::Result<Option<CutOff>> {
     let file = match File::open(beside(outbox, "-wal")) {
@@ -66,27 +75,66 @@ pub(super) fn cut_off(outbox: &Path) -> io::Result<Option<CutOff>> {
         Err(error) => return Err(error),
     };
     let found = file.metadata()?;
-    let (bytes, commits) = unreadable(BufReader::with_capacity(CHUNK, file), found.len())?;
+    let log = unreadable(BufReader::with_capacity(CHUNK, file), found.len())?;
+    let (mut bytes, mut commits) = (log.bytes, log.commits);
+    // The end of a log that was truncated there is not to be seen, but its index may know of it.
+    let missing = match index(outbox) {
+        Some((salts, end, frame))
+            if salts == log.salts || found.len() < HEADER as u64 && end > 0 =>
+        {
+            end.saturating_mul(frame).saturating_add(HEADER as u64).saturating_sub(found.len())
+        }
+        _ => 0,
+    };
+    if missing > 0 {
+        (bytes, commits) = (bytes + missing, commits.max(1));
+    }
     let written_at = found.modified()?;
     Ok((bytes > 0).then_some(CutOff { bytes, commits, written_at }))
 }
 
-/// Unreadable bytes and commits of a log. Frames of earlier generations behind its end do not count.
-fn unreadable(mut log: impl Read, length: u64) -> io::Result<(u64, u64)> {
+/// What the log's index says of it: the salts of its current generation, how many frames are committed, and the
+/// size of a frame.
+/// From SQLite's "WAL-Index File Format". The index is never synced: after a power cut it may be anything.
+fn index(outbox: &Path) -> Option<([u32; 2], u64, u64)> {
+    let mut index = [0; 96];
+    File::open(beside(outbox, "-shm")).ok()?.read_exact(&mut index).ok()?;
+    let (first, second) = index.split_at(48);
+    let native =
+        |at: usize| u32::from_ne_bytes([first[at], first[at + 1], first[at + 2], first[at + 3]]);
+    let is_sound = first == second
+        && first[12] == 1
+        && checksum((0, 0), &first[..40], cfg!(target_endian = "big")) == (native(40), native(44));
+    let page = u64::from(u16::from_ne_bytes([first[14], first[15]]));
+    let frame = FRAME_HEADER as u64 + if page == 1 { 65536 } else { page };
+    is_sound.then(|| ([word(first, 32), word(first, 36)], u64::from(native(16)), frame))
+}
+
+/// What a log holds besides what can be read.
+#[derive(Default)]
+struct Unreadable {
+    bytes: u64,
+    commits: u64,
+    salts: [u32; 2],
+}
+
+fn word(bytes: &[u8], at: usize) -> u32 {
+    u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+}
+
+/// Frames of earlier generations behind its end do not count.
+fn unreadable(mut log: impl Read, length: u64) -> io::Result<Unreadable> {
     let mut header = [0; HEADER];
-    if length < (HEADER + FRAME_HEADER) as u64 {
-        return Ok((0, 0));
+    if length < HEADER as u64 {
+        return Ok(Unreadable::default());
     }
     log.read_exact(&mut header)?;
-    let word = |bytes: &[u8], at: usize| {
-        u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
-    };
     let is_big_endian = word(&header, 0) == MAGIC + 1;
     let mut sum = checksum((0, 0), &header[..24], is_big_endian);
     let is_sound = sum == (word(&header, 24), word(&header, 28));
     let page_size = word(&header, 8) as usize;
     if word(&header, 0) & !1 != MAGIC || !is_sound || !(512..=65536).contains(&page_size) {
-        return Ok((length - HEADER as u64, 0));
+        return Ok(Unreadable { bytes: length - HEADER as u64, ..Unreadable::default() });
     }
     let salts = [word(&header, 16), word(&header, 20)];
     let mut frame = vec![0; FRAME_HEADER + page_size];
@@ -108,8 +156,8 @@ fn unreadable(mut log: impl Read, length: u64) -> io::Result<(u64, u64)> {
             commits += u64::from(word(&frame, 4) != 0);
         }
     }
-    let end = end.max(HEADER as u64);
-    Ok((last.saturating_sub(end), commits))
+    let bytes = last.saturating_sub(end.max(HEADER as u64));
+    Ok(Unreadable { bytes, commits, salts })
 }
 
 fn checksum((mut a, mut b): (u32, u32), bytes: &[u8], is_big_endian: bool) -> (u32, u32) {
@@ -146,7 +194,8 @@ mod tests {
     }
 
     fn of(log: &[u8]) -> (u64, u64) {
-        unreadable(log, log.len() as u64).unwrap()
+        let found = unreadable(log, log.len() as u64).unwrap();
+        (found.bytes, found.commits)
     }
 
     #[test]

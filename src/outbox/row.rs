@@ -5,6 +5,7 @@ use rusqlite::types::{FromSql, FromSqlResult, ToSql, ToSqlOutput, ValueRef};
 use rusqlite::{CachedStatement, Row, Transaction, params};
 use uuid::Uuid;
 
+use super::Quarantined;
 use crate::message::Envelope;
 use crate::time::Timestamp;
 
@@ -198,6 +199,54 @@ impl Values<'_> {
         ])
     }
 }
+
+/// The checksum that stands beside the watermark: one that is too high would pass over events in silence.
+pub(super) fn sum_of_watermark(settled_through: u64) -> u32 {
+    crc32fast::hash(&settled_through.to_le_bytes())
+}
+
+impl Quarantined {
+    /// Each value is summed with its length, as those of an event are.
+    pub(super) fn checksum(&self) -> u32 {
+        let mut summed = Vec::with_capacity(self.body.len() + 256);
+        for number in [self.received_at.as_millis(), self.sdk_app_id] {
+            summed.extend(number.to_le_bytes());
+        }
+        let texts = [
+            self.client_ip.as_deref().map(str::as_bytes),
+            self.client_platform.as_deref().map(str::as_bytes),
+            Some(self.reason.as_bytes()),
+            Some(&*self.body),
+        ];
+        for text in texts {
+            summed.extend(text.map_or(u64::MAX, |text| text.len() as u64).to_le_bytes());
+            summed.extend(text.unwrap_or_default());
+        }
+        crc32fast::hash(&summed)
+    }
+
+    /// Reads [`CALLBACK`] from the second column on. `None` if it is not what was written.
+    pub(super) fn read(row: &Row) -> Option<Self> {
+        let sum: u32 = row.get(7).ok()?;
+        Self::lift(row).filter(|callback| callback.checksum() == sum)
+    }
+
+    /// The same, whatever the checksum is.
+    pub(super) fn lift(row: &Row) -> Option<Self> {
+        Some(Quarantined {
+            received_at: row.get(1).ok()?,
+            sdk_app_id: row.get::<_, i64>(2).ok()?.cast_unsigned(),
+            client_ip: row.get(3).ok()?,
+            client_platform: row.get(4).ok()?,
+            reason: row.get(5).ok()?,
+            body: row.get(6).ok()?,
+        })
+    }
+}
+
+/// All columns of a quarantined callback, as [`Quarantined::read`] expects them.
+pub(super) const CALLBACK: &str =
+    "number, received_at, sdk_app_id, client_ip, client_platform, reason, body, checksum";
 
 /// In milliseconds.
 impl ToSql for Timestamp {

@@ -2,7 +2,7 @@
 
 use rusqlite::{Transaction, params};
 
-use super::row::COLUMNS;
+use super::row::{COLUMNS, sum_of_watermark};
 use crate::time::Timestamp;
 
 /// The outcomes of a batch beyond plain in-order delivery.
@@ -51,8 +51,8 @@ pub(super) struct Change {
 }
 
 pub(super) fn settle_through(transaction: &Transaction, through: u64) -> rusqlite::Result<()> {
-    let sql = "UPDATE relay SET settled_through = max(settled_through, ?1)";
-    transaction.prepare_cached(sql)?.execute([through]).map(drop)
+    let sql = "UPDATE relay SET settled_through = ?1, checksum = ?2 WHERE settled_through < ?1";
+    transaction.prepare_cached(sql)?.execute(params![through, sum_of_watermark(through)]).map(drop)
 }
 
 pub(super) fn apply(
@@ -90,7 +90,8 @@ fn defer(transaction: &Transaction, again: &Again) -> rusqlite::Result<i64> {
     transaction.prepare_cached(&sql)?.execute(row).map(rows)
 }
 
-/// The row is copied as it is, readable or not.
+/// The row is copied as it is, readable or not. Where there is none, because the disk has lost it, an empty one
+/// stands for it, so that nothing vanishes in silence.
 fn bury(transaction: &Transaction, refused: &Refused) -> rusqlite::Result<i64> {
     let Refused { position, at, reason } = refused;
     for table in ["deferred", "events"] {
@@ -103,7 +104,22 @@ fn bury(transaction: &Transaction, refused: &Refused) -> rusqlite::Result<i64> {
             return Ok(rows(inserted));
         }
     }
-    Ok(0)
+    put_empty(transaction, *position, *at, "", reason).map(rows)
+}
+
+/// A dead letter without an event: its checksum matches nothing.
+pub(super) fn put_empty(
+    transaction: &Transaction,
+    position: u64,
+    at: Timestamp,
+    data: &str,
+    reason: &str,
+) -> rusqlite::Result<usize> {
+    let sql = format!(
+        "INSERT OR IGNORE INTO dead_letters ({COLUMNS}, refused_at, reason)
+         VALUES (?1, ?2, ?2, zeroblob(16), 0, '', '', 0, '', '', NULL, ?3, NULL, -1, ?2, ?4)"
+    );
+    transaction.prepare_cached(&sql)?.execute(params![position, at, data, reason])
 }
 
 fn rows(count: usize) -> i64 {

@@ -15,7 +15,7 @@ use super::history::History;
 use super::ids::Ids;
 use super::lock::Lock;
 use super::log::{Log, run_checkpoints};
-use super::recovery::{CutOff, cut_off, make_durable};
+use super::recovery::{CutOff, cut_off, has_lost_its_log, make_durable};
 use super::reserve::Reserve;
 use super::writer::Writer;
 use super::{
@@ -33,6 +33,13 @@ pub(super) fn start(
     let unusable = |reason: String| OpenError::unusable(&config.path, reason);
     connection::check_library(rusqlite::version_number()).map_err(unusable)?;
     let lock = Arc::new(Lock::acquire(&config.path)?);
+    if has_lost_its_log(lock.path()) {
+        tracing::warn!(
+            path = %config.path.display(),
+            "the last run did not end in order, and the outbox's log (-wal) is gone: if it was deleted, so were the \
+             last events that were answered OK; after a power cut it may be that nothing was in it"
+        );
+    }
     let cut_off = secure(lock.path()).map_err(unusable)?;
     let connection = connection::open_for_writing(lock.path())?;
     let checkpoints = connection::open_for_checkpoints(lock.path())?;

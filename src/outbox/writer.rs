@@ -21,6 +21,7 @@ use super::lock::Lock;
 use super::log::{Log, checkpoint};
 use super::reserve::Reserve;
 use super::settlement::{self, Settlement};
+use super::sound;
 use super::{Command, Receipt, Refusal, Shared};
 use super::{Config, Sync};
 use crate::metrics::{CallbackOutcome, Metrics};
@@ -86,14 +87,13 @@ impl Writer {
     pub(super) fn load(&mut self) -> rusqlite::Result<()> {
         let connection = &self.connection;
         let number = |sql: &str| connection.query_row(sql, [], |row| row.get::<_, u64>(0));
-        let settled_through = number("SELECT settled_through FROM relay")?;
-        let newest = number("SELECT coalesce(max(position), 0) FROM events")?;
-        let newest_id = number("SELECT coalesce(max(position), 0) FROM ids")?;
-        self.position = newest.max(newest_id).max(settled_through);
+        sound::check_pages(connection, self.lock.path())?;
+        let settled_through = sound::watermark(connection)?;
+        self.position = sound::newest(connection, settled_through)?;
         self.history.load(connection, self.position)?;
         self.shared.settle_through.store(settled_through, Relaxed);
         self.shared.settled_through.store(settled_through, Relaxed);
-        self.shared.deferred.store(number("SELECT count(*) FROM deferred")?, Relaxed);
+        self.shared.deferred.store(sound::deferred(connection)?, Relaxed);
         self.shared.dead_letters.store(number("SELECT count(*) FROM dead_letters")?, Relaxed);
         self.shared.quarantined.store(number("SELECT count(*) FROM quarantine")?, Relaxed);
         self.ids.load(connection, self.clock.steady())?;

@@ -114,7 +114,7 @@ fn an_outbox_of_a_newer_release_is_refused_untouched() {
     };
     set_version(99);
     check_untouched(&bridge.outbox(), &["schema version 99", "newer topic-bridge"]);
-    set_version(3);
+    set_version(4);
     assert_eq!(bridge.restart(&[]).events().len(), 1);
 }
 

@@ -16,7 +16,7 @@ use crate::outbox_file::{ask, number};
 use crate::preload::Clock;
 
 /// The newest there is.
-const VERSION: i64 = 3;
+const VERSION: i64 = 4;
 
 /// Of the last event in the file, 2026-11-24T09:50:07Z.
 const WRITTEN_AT: i64 = 1_795_513_807;

@@ -7,6 +7,7 @@ use rusqlite::{OptionalExtension as _, Row, params};
 
 use super::super::lists::{List, rows_of};
 use super::super::reader::Reading;
+use super::super::row::CALLBACK;
 use super::super::{Quarantined, ReadResult, Reader};
 use super::order::{Filter, Looked};
 
@@ -64,24 +65,14 @@ impl Reading<'_> {
         self.connection.query_row(sql, [], |row| row.get(0))
     }
 
-    /// A quarantined callback with all that it brought.
+    /// A quarantined callback with all that it brought, if it is still there and (inside) not damaged.
     pub(super) fn quarantined_callback(
         &self,
         number: u64,
-    ) -> rusqlite::Result<Option<Quarantined>> {
-        let sql = "SELECT sdk_app_id, client_ip, client_platform, received_at, reason, body
-             FROM quarantine WHERE number = ?1";
-        let lift = |row: &Row| {
-            Ok(Quarantined {
-                sdk_app_id: row.get::<_, i64>(0)?.cast_unsigned(),
-                client_ip: row.get(1)?,
-                client_platform: row.get(2)?,
-                received_at: row.get(3)?,
-                reason: row.get(4)?,
-                body: row.get_ref(5)?.as_bytes()?.to_vec(),
-            })
-        };
-        self.connection.prepare_cached(sql)?.query_row([number], lift).optional()
+    ) -> rusqlite::Result<Option<Option<Quarantined>>> {
+        let sql = format!("SELECT {CALLBACK} FROM quarantine WHERE number = ?1");
+        let mut statement = self.connection.prepare_cached(&sql)?;
+        statement.query_row([number], |row| Ok(Quarantined::read(row))).optional()
     }
 
     /// Adds the ids of a table's rows after a position, and returns the last of these.

@@ -9,9 +9,9 @@ use uuid::Uuid;
 use super::super::batch::Room;
 use super::super::health::StorageError;
 use super::super::ids::{Ids, Seen};
-use super::super::row::{COLUMNS, OVERHEAD, Values, inserting};
+use super::super::row::{CALLBACK, COLUMNS, OVERHEAD, Values, inserting};
 use super::super::writer::{Writer, add};
-use super::super::{List, Record, Refusal};
+use super::super::{List, Quarantined, Record, Refusal};
 use crate::event::recreated_id;
 use crate::time::Timestamp;
 
@@ -208,6 +208,18 @@ impl Work<'_> {
         Ok(())
     }
 
+    /// Writes another reason beside a quarantined callback, unless that is damaged: its checksum must not hide it.
+    fn say_why(&self, number: u64, reason: &str) -> rusqlite::Result<()> {
+        let sql = format!("SELECT {CALLBACK} FROM quarantine WHERE number = ?1");
+        let mut found = self.transaction.prepare_cached(&sql)?;
+        let Some(callback) = found.query_row([number], |row| Ok(Quarantined::read(row)))? else {
+            return Ok(());
+        };
+        let sum = Quarantined { reason: reason.to_owned(), ..callback }.checksum();
+        let sql = "UPDATE quarantine SET reason = ?2, checksum = ?3 WHERE number = ?1";
+        self.transaction.prepare_cached(sql)?.execute(params![number, reason, sum]).map(drop)
+    }
+
     fn requeue(&mut self, bodies: &[Requeued]) -> rusqlite::Result<()> {
         for Requeued { number, event } in bodies {
             let sql = "SELECT count(*) FROM quarantine WHERE number = ?1";
@@ -218,8 +230,7 @@ impl Work<'_> {
             drop(is_there);
             match event {
                 Err(reason) => {
-                    let sql = "UPDATE quarantine SET reason = ?2 WHERE number = ?1";
-                    self.transaction.prepare_cached(sql)?.execute(params![number, reason])?;
+                    self.say_why(*number, reason)?;
                     self.taken.kept += 1;
                 }
                 Ok(record) => {
