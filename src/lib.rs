@@ -30,6 +30,8 @@ mod callback;
 pub mod cli;
 pub mod config;
 mod event;
+#[cfg(test)]
+mod fuzz;
 mod ingress;
 pub mod log;
 mod message;

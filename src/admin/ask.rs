@@ -82,6 +82,27 @@ mod tests {
     use super::*;
 
     #[test]
+    fn whatever_is_asked_is_read_within_its_limits_or_refused_by_name() {
+        crate::fuzz::each("asked", |input| {
+            let text = String::from_utf8_lossy(input);
+            let (query, last) = text.split_once('\n').unwrap_or((&text, ""));
+            let mut headers = HeaderMap::new();
+            if let Ok(last) = last.parse() {
+                headers.insert("last-event-id", last);
+            }
+            match Asked::read(query, &headers) {
+                Ok(asked) => {
+                    assert!((1..=MAX_LIMIT).contains(&asked.limit) && asked.wait <= MAX_WAIT);
+                }
+                Err(reason) => {
+                    let names = ["after is", "from is", "limit is", "wait is", "Last-Event-ID is"];
+                    assert!(names.iter().any(|name| reason.starts_with(name)), "{reason}");
+                }
+            }
+        });
+    }
+
+    #[test]
     fn what_is_asked_is_read_and_nonsense_is_named() {
         let mut headers = HeaderMap::new();
         let plain = Asked { wants_page: false, from: From::Now, limit: 1000, wait: Duration::ZERO };

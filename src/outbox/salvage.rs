@@ -36,7 +36,7 @@ pub(crate) struct Table {
 pub(crate) struct Salvaged {
     pub(crate) tables: Vec<Table>,
     pub(crate) pending: u64,
-    /// Positions of the queue and its history, between the first and the last, that are not in the new file.
+    /// Positions of the queue and the history kept that are not in the new file.
     pub(crate) missing: u64,
     /// The watermark could not be read, so everything that is kept counts as pending.
     pub(crate) is_in_doubt: bool,
@@ -194,7 +194,8 @@ fn pour(from: &Connection, into: &Connection, new: &Path) -> Result<Salvaged, Op
             })?;
         let kept = number("SELECT count(*) FROM events")?;
         let end = newest.max(number("SELECT coalesce(max(position), 0) FROM ids")?);
-        let begin = if oldest == 0 { through + 1 } else { oldest };
+        // Before the oldest, history may have been removed; what was pending was not.
+        let begin = if oldest == 0 { through + 1 } else { oldest.min(through + 1) };
         let missing = (end + 1).saturating_sub(begin).saturating_sub(kept);
         into.execute_batch("COMMIT")?;
         let is_in_doubt = settled.is_none();

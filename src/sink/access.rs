@@ -92,6 +92,10 @@ pub(super) fn url(text: &str, schemes: &[&str]) -> Result<Url, String> {
     if url.host_str().is_none_or(str::is_empty) {
         return Err("names no host".into());
     }
+    // The end of a password with such a character in it, which would be shown as the path of another host.
+    if url[url::Position::AfterPort..].contains('@') {
+        return Err("has an @ after the host: in a username or password, write /, ? and # as %2f, %3f and %23".into());
+    }
     Ok(url)
 }
 
@@ -112,4 +116,21 @@ pub(super) fn masked(url: &Url) -> String {
 pub(super) fn template(value: &Value) -> Result<Template, String> {
     let text = filled(value)?;
     Template::parse(&text).map_err(|reason| format!("{text:?} {reason}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Found by altering configurations at random: `check` showed the end of such a password.
+    #[test]
+    fn a_password_that_ends_the_host_is_refused_and_not_shown() {
+        for mark in ["/", "?", "#"] {
+            let text = format!("nats://bridge:12{mark}secret@nats:4222");
+            let reason = url(&text, &["nats"]).unwrap_err();
+            assert!(reason.contains("%2f") && !reason.contains("secret"), "{reason}");
+        }
+        let good = url("nats://bridge:1%2f@nats:4222/a", &["nats"]).unwrap();
+        assert_eq!(masked(&good), "nats://bridge:***@nats:4222/a");
+    }
 }

@@ -94,10 +94,13 @@ fn sources() -> Vec<Source> {
 fn test_modules(source: &Source, root: &Path) -> Vec<String> {
     let text = std::fs::read_to_string(root.join(&source.path)).unwrap();
     let lines: Vec<_> = text.lines().collect();
-    let folder = source.path.trim_end_matches(".rs").trim_end_matches("/mod").to_owned();
+    let folder = match source.path.trim_end_matches(".rs").trim_end_matches("/mod") {
+        "lib" => String::new(),
+        folder => format!("{folder}/"),
+    };
     let declared = lines.windows(2).filter(|pair| pair[0] == "#[cfg(test)]").filter_map(|pair| {
         let name = pair[1].trim_start_matches("pub(crate) ").strip_prefix("mod ")?;
-        Some(format!("{folder}/{}", name.strip_suffix(';')?))
+        Some(format!("{folder}{}", name.strip_suffix(';')?))
     });
     declared.collect()
 }

@@ -21,6 +21,7 @@ mod proxy;
 mod servers;
 mod small_disk;
 
+mod abuse;
 mod architecture;
 mod bounds;
 mod broker_tls;
@@ -34,6 +35,7 @@ mod consumers;
 mod crash;
 mod cuts;
 mod damage;
+mod damage_everywhere;
 mod delivered;
 mod disk;
 mod files;

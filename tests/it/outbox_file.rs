@@ -1,7 +1,7 @@
 //! The outbox's file as its operator sees it: listed by the program's own command, and opened with SQLite.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use rusqlite::Connection;
 use serde_json::Value;
@@ -61,27 +61,6 @@ pub(crate) fn damage_event(outbox: &Path, position: u64, damage: impl FnOnce(&mu
     let sql = format!("UPDATE events SET {column} = CAST(?1 AS TEXT) WHERE position = ?2");
     assert_eq!(outbox.execute(&sql, rusqlite::params![bytes, position]).unwrap(), 1);
     outbox.close().unwrap();
-}
-
-/// Whether `sqlite3` has `.recover`: Debian 12 builds it without the table that it needs.
-pub(crate) fn can_recover() -> bool {
-    let sql = "SELECT count(*) FROM pragma_module_list WHERE name = 'sqlite_dbpage'";
-    let has = Command::new("sqlite3").args([":memory:", sql]).output();
-    let has = has.expect("sqlite3 is not installed: run tests/run.sh");
-    String::from_utf8_lossy(&has.stdout).trim() == "1"
-}
-
-/// Saves what can be read of a damaged outbox into a new file: `sqlite3 OLD .recover | sqlite3 NEW`.
-pub(crate) fn recover(old: &Path, new: &Path) {
-    let sqlite3 = |path: &Path| {
-        let mut sqlite3 = Command::new("sqlite3");
-        sqlite3.arg(path);
-        sqlite3
-    };
-    let mut dump = sqlite3(old).arg(".recover").stdout(Stdio::piped()).spawn().unwrap();
-    let loaded = sqlite3(new).stdin(dump.stdout.take().unwrap()).output().unwrap();
-    assert!(dump.wait().unwrap().success());
-    assert!(loaded.status.success(), "{}", String::from_utf8_lossy(&loaded.stderr));
 }
 
 /// Where the frames of a write-ahead log begin that are part of it: those behind them are of an
