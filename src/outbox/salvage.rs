@@ -209,16 +209,20 @@ fn newest(from: &Connection, settled: u64) -> u64 {
     if let Ok(newest) = sound::newest(from, settled) {
         return newest;
     }
-    let sql = format!("SELECT {COLUMNS} FROM events ORDER BY position DESC LIMIT 1000");
     let mut newest = settled;
-    let _ = super::check::each(from, &sql, |row| {
-        if let Ok(stored) = Stored::read(row, 0)? {
-            newest = newest.max(stored.position);
-        }
-        Ok(())
-    });
-    // Far enough for whatever came after what is settled, where nothing else can be read.
-    newest.saturating_add(1_000_000)
+    for order in ["position DESC LIMIT 1000", "position"] {
+        let sql = format!("SELECT {COLUMNS} FROM events ORDER BY {order}");
+        let _ = super::check::each(from, &sql, |row| {
+            if let Ok(stored) = Stored::read(row, 0)? {
+                newest = newest.max(stored.position);
+            }
+            Ok(())
+        });
+    }
+    // The ids end where the events ended. Positions in between are not to be used again, even if nothing is left.
+    let id = from.query_row("SELECT max(position) FROM ids", [], |row| row.get::<_, u64>(0));
+    let most = newest.saturating_add(sound::MAX_MISSING);
+    id.ok().filter(|id| (newest..=most).contains(id)).unwrap_or(most)
 }
 
 fn last_number(from: &Connection) -> u64 {
@@ -245,7 +249,7 @@ fn save(
             found.left_out += 1; // a text that is not UTF-8
             return Ok(());
         };
-        if is_sound(table, row)? {
+        if is_sound(table, row, end)? {
             found.saved += insertion.execute(params_from_iter(values))? as u64;
         } else {
             altered.push(values);
@@ -265,9 +269,12 @@ fn save(
 }
 
 /// Whether a row is what was written, as far as that can be told.
-fn is_sound(table: &str, row: &Row) -> rusqlite::Result<bool> {
+fn is_sound(table: &str, row: &Row, end: u64) -> rusqlite::Result<bool> {
     Ok(match table {
-        "ids" => row.get_ref(1)?.as_blob().is_ok_and(|id| id.len() == 16),
+        "ids" => {
+            let is_near = row.get::<_, u64>(0).is_ok_and(|position| position <= end);
+            is_near && row.get_ref(1)?.as_blob().is_ok_and(|id| id.len() == 16)
+        }
         "quarantine" => Quarantined::read(row).is_some(),
         _ => Stored::read(row, 0)?.is_ok(),
     })
@@ -277,9 +284,6 @@ fn is_sound(table: &str, row: &Row) -> rusqlite::Result<bool> {
 /// latest creation of a topic is the one that counts.
 fn rebuild_ids(into: &Connection) -> rusqlite::Result<u64> {
     let mut known = HashSet::new();
-    let newest: u64 =
-        into.query_row("SELECT coalesce(max(position), 0) FROM events", [], |row| row.get(0))?;
-    into.execute("DELETE FROM ids WHERE position > ?1 AND ?1 > 0", [newest])?;
     super::check::each(into, "SELECT first_id FROM ids", |row| {
         known.insert(row.get::<_, Vec<u8>>(0)?);
         Ok(())

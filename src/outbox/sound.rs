@@ -9,7 +9,7 @@ use super::row::sum_of_watermark;
 
 /// More events than this do not vanish from a file that is otherwise whole: a position is damaged, or a large
 /// part of a table.
-const MAX_MISSING: u64 = 100_000;
+pub(super) const MAX_MISSING: u64 = 100_000;
 
 /// A file this large is checked in some tenths of a second.
 const MAX_CHECKED: u64 = 64 << 20;

@@ -201,6 +201,10 @@ fn salvage_saves_what_can_be_read_around_pages_of_noise_and_counts_the_rest() {
         let missing = salvaged["missing"].as_u64().unwrap() as usize;
         let is_counted = found.len() + missing >= EVENTS || found.is_empty();
         assert!(is_counted, "page {page}: {} of {EVENTS}, and {salvaged}", found.len());
+        let bridge = start_on(&new);
+        assert_eq!(bridge.call(&body("goes on")).status, 200, "page {page}");
+        let last = bridge.page("").header("next-after").unwrap().parse::<usize>().unwrap();
+        assert!(last == EVENTS + 1 || found.is_empty(), "page {page}: it goes on at {last}");
         all += usize::from(found.len() == EVENTS);
         most += usize::from(found.len() * 2 > EVENTS);
         let left = fs::read_dir(outbox.parent().unwrap()).unwrap();
