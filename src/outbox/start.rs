@@ -33,13 +33,7 @@ pub(super) fn start(
     let unusable = |reason: String| OpenError::unusable(&config.path, reason);
     connection::check_library(rusqlite::version_number()).map_err(unusable)?;
     let lock = Arc::new(Lock::acquire(&config.path)?);
-    if has_lost_its_log(lock.path()) {
-        tracing::warn!(
-            path = %config.path.display(),
-            "the last run did not end in order, and the outbox's log (-wal) is gone: if it was deleted, so were the \
-             last events that were answered OK; after a power cut it may be that nothing was in it"
-        );
-    }
+    warn_of_a_lost_log(&lock, &config.path);
     let cut_off = secure(lock.path()).map_err(unusable)?;
     let connection = connection::open_for_writing(lock.path())?;
     let checkpoints = connection::open_for_checkpoints(lock.path())?;
@@ -87,6 +81,16 @@ pub(super) fn start(
         lock,
     };
     Ok((outbox, workers))
+}
+
+fn warn_of_a_lost_log(lock: &Lock, path: &Path) {
+    if has_lost_its_log(lock.path()) {
+        tracing::warn!(
+            path = %path.display(),
+            "the last run did not end in order, and the outbox's log (-wal) is gone: if it was deleted, so were the \
+             last events that were answered OK; after a power cut it may be that nothing was in it"
+        );
+    }
 }
 
 /// Makes durable what the last run left. Returns the unreadable end of its log, if there is one.
