@@ -78,7 +78,7 @@ fn event(message: &Message) -> anyhow::Result<Value> {
     read_event(content_type, attributes, &message.payload)
 }
 
-/// Header values are printable ASCII: all else comes as %XX, a byte of UTF-8 each.
+/// Header values are printable ASCII: what is not comes as %XX, a byte of UTF-8 each, and so does %.
 fn percent_decoded(text: &str) -> String {
     let mut parts = text.split('%');
     let mut bytes = parts.next().unwrap_or_default().as_bytes().to_vec();

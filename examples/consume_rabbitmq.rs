@@ -57,7 +57,7 @@ fn event(delivery: &Delivery) -> anyhow::Result<Value> {
     let headers = properties.headers().as_ref().into_iter().flat_map(FieldTable::inner);
     let attributes = headers.filter_map(|(name, value)| {
         let AMQPValue::LongString(value) = value else { return None };
-        Some((name.as_str().strip_prefix("cloudEvents_")?.to_owned(), value.to_string()))
+        Some((name.as_str().strip_prefix("ce-")?.to_owned(), value.to_string()))
     });
     read_event(content_type, attributes, &delivery.data)
 }

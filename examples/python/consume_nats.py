@@ -15,7 +15,7 @@ from cloudevent import Worker, read_event
 
 def event(message):
     headers = message.headers or {}
-    # Header values are printable ASCII: all else comes as %XX, a byte of UTF-8 each.
+    # Header values are printable ASCII: what is not comes as %XX, a byte of UTF-8 each, and so does %.
     attributes = {name[3:]: unquote(value) for name, value in headers.items() if name.startswith("ce-")}
     return read_event(headers.get("Content-Type", ""), attributes, message.data)
 

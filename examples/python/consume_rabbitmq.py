@@ -8,7 +8,7 @@ import pika
 
 from cloudevent import Worker, read_event
 
-PREFIX = "cloudEvents_"
+PREFIX = "ce-"
 
 
 def event(properties, body):

@@ -196,12 +196,60 @@ fn headers(message: &Outgoing, stream: &str) -> HeaderMap {
         headers.insert(format!("{PREFIX}datacontenttype"), DATA_CONTENT_TYPE);
     }
     for (name, value) in &message.attributes {
-        let value = utf8_percent_encode(value, &ESCAPED).to_string();
-        headers.insert(format!("{PREFIX}{name}"), value);
+        headers.insert(format!("{PREFIX}{name}"), escaped(value));
     }
     headers
 }
 
-/// The characters that CloudEvents' HTTP binding, which NATS follows, escapes in a header, in addition to
-/// non-ASCII.
-const ESCAPED: AsciiSet = CONTROLS.add(b' ').add(b'"').add(b'%');
+/// An attribute as a header's value. CloudEvents' HTTP binding, which the one for NATS follows, percent-encodes more
+/// than is needed here, but some readers do not undo it (the Go SDK, for one), so what can be sent plain is sent
+/// plain. A reader that does undo it gets the same: `%` is always encoded, and so is a quote at the beginning, which
+/// such a reader may take for that of a quoted string. What NATS' clients trim, and line breaks, cannot be plain.
+fn escaped(value: &str) -> String {
+    const ESCAPED: AsciiSet = CONTROLS.add(b'%');
+    const AT_START: AsciiSet = ESCAPED.add(b' ').add(b'"');
+    const AT_END: AsciiSet = ESCAPED.add(b' ');
+    let inner = value.trim_start_matches([' ', '"']);
+    let start = &value[..value.len() - inner.len()];
+    let middle = inner.trim_end_matches(' ');
+    let end = &inner[middle.len()..];
+    let parts = [(start, &AT_START), (middle, &ESCAPED), (end, &AT_END)];
+    parts.iter().flat_map(|(part, set)| utf8_percent_encode(part, set)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use percent_encoding::percent_decode_str;
+    use proptest::prelude::*;
+
+    #[test]
+    fn what_can_be_sent_plain_is_sent_plain() {
+        for (value, expected) in [
+            ("@TGS#_@TGS#c@TOPIC#_1", "@TGS#_@TGS#c@TOPIC#_1"),
+            ("/apps/1400000000", "/apps/1400000000"),
+            ("a \"b\" 'c'", "a \"b\" 'c'"),
+            ("100%", "100%25"),
+            ("%41", "%2541"),
+            ("n\u{e4}me", "n%C3%A4me"),
+            ("\"quoted\"", "%22quoted\""),
+            ("  both ends  ", "%20%20both ends%20%20"),
+            (" \" ", "%20%22%20"),
+            ("  ", "%20%20"),
+            ("a\r\nb\tc\u{7f}", "a%0D%0Ab%09c%7F"),
+            ("", ""),
+        ] {
+            assert_eq!(escaped(value), expected, "{value:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whoever_undoes_the_percent_encoding_gets_the_value(value in "\\PC*|[ \"%a\r\n\u{e9}]*") {
+            let escaped = escaped(&value);
+            prop_assert_eq!(percent_decode_str(&escaped).decode_utf8().unwrap(), &*value);
+            prop_assert_eq!(escaped.trim(), &*escaped);
+            prop_assert!(escaped.bytes().all(|byte| (b' '..=b'~').contains(&byte)), "{}", escaped);
+        }
+    }
+}

@@ -26,7 +26,7 @@ class Reader:
 
     def saw(self, body, headers, **rest):
         text = body.decode()
-        binary = {"ce_id", "ce-id", "cloudEvents_id"} & headers.keys()
+        binary = {"ce_id", "ce-id"} & headers.keys()
         self.ids.add(headers[binary.pop()] if binary else json.loads(text)["id"])
         print(json.dumps({"body": text, "headers": headers, **rest}))
         self.last = time.monotonic()

@@ -140,8 +140,7 @@ mod checks {
         assert_eq!(message.body, event["data"]);
         let prefix = match kind {
             Kind::Kafka => "ce_",
-            Kind::Rabbitmq => "cloudEvents_",
-            Kind::Nats => "ce-",
+            Kind::Rabbitmq | Kind::Nats => "ce-",
         };
         let attributes = [
             "specversion",
@@ -156,7 +155,7 @@ mod checks {
         for name in attributes {
             let mut expected = event[name].as_str().unwrap().to_owned();
             if kind == Kind::Nats && name == "subject" {
-                expected = "n%C3%A4me%20with%20100%25%20%22quotes%22".into();
+                expected = "n%C3%A4me with 100%25 \"quotes\"".into();
             }
             let header = message.header(&format!("{prefix}{name}"));
             assert_eq!(header, Some(expected.as_str()), "{name} in {message:?}");

@@ -84,7 +84,7 @@ func read(message jetstream.Msg) (cloudevent.Event, error) {
 	attributes := map[string]string{}
 	for name, values := range message.Headers() {
 		if name, found := strings.CutPrefix(name, "ce-"); found {
-			// Values are printable ASCII: all else comes as %XX, a byte of UTF-8 each.
+			// Values are printable ASCII: what is not comes as %XX, a byte of UTF-8 each, and so does %.
 			value, err := url.PathUnescape(values[0])
 			if err != nil {
 				return cloudevent.Event{}, err

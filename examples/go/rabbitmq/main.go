@@ -75,7 +75,7 @@ func consume() error {
 func read(delivery amqp.Delivery) (cloudevent.Event, error) {
 	attributes := map[string]string{}
 	for name, value := range delivery.Headers {
-		if name, found := strings.CutPrefix(name, "cloudEvents_"); found {
+		if name, found := strings.CutPrefix(name, "ce-"); found {
 			attributes[name], _ = value.(string)
 		}
 	}

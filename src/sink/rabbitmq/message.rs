@@ -15,8 +15,9 @@ pub(super) const SHORT: usize = 255;
 /// Survives a broker restart.
 const PERSISTENT: u8 = 2;
 
-/// The prefix of attribute names in binary mode.
-pub(super) const PREFIX: &str = "cloudEvents_";
+/// The prefix of attribute names in binary mode, by the one written binding for AMQP 0-9-1, Knative's, which the
+/// CloudEvents SDKs follow. `cloudEvents_` is for AMQP 1.0.
+pub(super) const PREFIX: &str = "ce-";
 
 /// Room for the properties and for a header's name, in addition to the headers' values.
 const PROPERTIES_BYTES: usize = 2048;
@@ -125,8 +126,8 @@ mod tests {
                 assert_eq!((&*message.body, count), (EVENT, 1));
             } else {
                 assert_eq!((&*message.body, count), (r#"{"sdk_app_id":1}"#, 9));
-                assert_eq!(header(&message, "cloudEvents_subject").unwrap(), "tö.pic");
-                assert_eq!(header(&message, "cloudEvents_specversion").unwrap(), "1.0");
+                assert_eq!(header(&message, "ce-subject").unwrap(), "tö.pic");
+                assert_eq!(header(&message, "ce-specversion").unwrap(), "1.0");
             }
         }
     }
