@@ -14,6 +14,7 @@ mod kept;
 mod page;
 mod permit;
 mod requests;
+mod schema;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -45,8 +46,8 @@ use crate::requests::Requests;
 use crate::server::{Phase, Spare};
 use crate::verdict::Kind;
 
-const ROUTES: &str = "there are /, /livez, /readyz, /metrics, /events, /requests, /dead-letters and \
-     /quarantine, and POST /outbox/retry, /outbox/drop, /outbox/replay and /outbox/import";
+const ROUTES: &str = "there are /, /livez, /readyz, /metrics, /events, /requests, /dead-letters, /quarantine, \
+     /schema/ and /asyncapi.yaml, and POST /outbox/retry, /outbox/drop, /outbox/replay and /outbox/import";
 
 /// `[admin]`.
 #[derive(Debug, Clone)]
@@ -96,7 +97,7 @@ pub(crate) struct Admin {
 impl Admin {
     pub(crate) fn router(self) -> Router {
         let policy = page::policy();
-        let router = Router::new()
+        let router = schema::routes(Router::new())
             .route("/", get(async move || page::page(&policy)))
             .route("/livez", get(async || "ok\n"))
             .route("/readyz", get(readyz))

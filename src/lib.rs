@@ -43,6 +43,7 @@ mod relay;
 pub mod reload;
 mod requests;
 mod routing;
+mod schema;
 mod secret;
 mod server;
 pub mod settings;

@@ -32,6 +32,7 @@ fn main() -> ExitCode {
         Command::Send(args) => cli::send::run(*args),
         Command::Tail(args) => cli::tail::run(&args, config, &set),
         Command::Outbox(args) => cli::outbox::run(&args, config, &set),
+        Command::Schema(args) => cli::schema::run(&args),
     };
     result.unwrap_or_else(|error| {
         eprintln!("topic-bridge: {error:#}");

@@ -12,7 +12,7 @@ use crate::callback::Text;
 use crate::time::Timestamp;
 
 /// Tells consumers the schema of the data. If a field changes its meaning, this becomes `v2`.
-const DATA_SCHEMA: &str = "urn:topic-bridge:schema:topic-created:v1";
+pub(crate) const DATA_SCHEMA: &str = "urn:topic-bridge:schema:topic-created:v1";
 
 const SPEC_VERSION: &str = "1.0";
 pub(crate) const DATA_CONTENT_TYPE: &str = "application/json";

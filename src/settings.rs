@@ -2,6 +2,9 @@
 //! are explained in `config/default.toml`.
 
 mod checks;
+#[cfg(all(feature = "kafka", feature = "nats", feature = "rabbitmq"))]
+#[cfg(test)]
+mod schema;
 mod warnings;
 
 use std::collections::{BTreeMap, BTreeSet};

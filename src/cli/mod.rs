@@ -3,6 +3,7 @@
 
 pub mod check;
 pub mod outbox;
+pub mod schema;
 pub mod send;
 pub mod tail;
 
@@ -54,6 +55,8 @@ pub enum Command {
     /// Look into the outbox, beside a running bridge or without one.
     #[command(subcommand)]
     Outbox(outbox::Args),
+    /// Print a contract: the event's JSON Schema, its data's, the AsyncAPI document, the configuration's JSON Schema.
+    Schema(schema::Args),
 }
 
 impl Arguments {
