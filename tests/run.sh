@@ -13,7 +13,8 @@
 #   BRIDGE_TEST_KAFKA_TLS, _KAFKA_MTLS, _KAFKA_SASL, _RABBITMQ_TLS, _NATS_TLS, _NATS_MTLS   addresses with TLS
 #   BRIDGE_TEST_CERTS=FOLDER        ca.pem, client.pem, client.key and more: see tests/servers/certificates.rs
 # BRIDGE_TEST_WITHOUT="kafka rabbitmq" leaves out the brokers it names: their tests report themselves as
-# skipped. BRIDGE_TEST_PYTHON is a Python that has the clients of tests/brokers/requirements.txt.
+# skipped. BRIDGE_TEST_PYTHON is a Python that has what tests/brokers/requirements.txt names. Where there is no Node.js
+# or no Go, the AsyncAPI document is not checked and the Go programs are not run, and this is said.
 #
 # Needs cargo. Anything else that is missing is installed with Debian's apt-get: a C and a C++ compiler, make and
 # perl to build librdkafka and OpenSSL, python3 for the brokers' other clients, sqlite3 for damaged outboxes, what
@@ -43,6 +44,7 @@ done
     echo "tests/run.sh: WITHOUT ${BRIDGE_TEST_WITHOUT}: what needs it is NOT tested" >&2
 tests/brokers/install
 tests/browser/install
+tests/contracts.sh
 
 failed() {
     status=$?
