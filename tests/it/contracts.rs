@@ -165,3 +165,23 @@ fn the_program_prints_its_contracts() {
     );
     assert_eq!(run(program().args(["schema", "other"])).code, Some(2));
 }
+
+/// The image is built from what `.dockerignore` lets through, and the program embeds files of other folders.
+#[test]
+fn the_image_is_built_with_all_that_the_program_embeds() {
+    let root = env!("CARGO_MANIFEST_DIR");
+    let ignored = std::fs::read_to_string(format!("{root}/.dockerignore")).unwrap();
+    let wanted: Vec<_> = ignored.lines().filter_map(|line| line.strip_prefix('!')).collect();
+    let found = run(Command::new("grep").current_dir(root).args([
+        "-rhoE",
+        r#"include_str!\("[^"]+"#,
+        "src",
+    ]));
+    let embedded = found.stdout.lines().filter_map(|line| line.rsplit("../").next());
+    let files: Vec<_> = embedded.filter(|file| file.contains('/')).collect();
+    assert!(files.len() >= 5, "{files:?}");
+    for file in files {
+        let is_there = wanted.iter().any(|path| file.starts_with(path));
+        assert!(is_there, "{file} is not let through by .dockerignore");
+    }
+}
