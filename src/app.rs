@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
 use crate::admin::{Acts, Admin, Budget, Events, Readers};
+use crate::callback::PLATFORM_WAITS;
 use crate::ingress::{self, Apps, Ingress};
 use crate::log::Log;
 use crate::metrics::Metrics;
@@ -32,7 +33,7 @@ use crate::tls;
 /// After the listener is closed, how long a kept-alive connection may still bring a request that is
 /// already on its way: closing at once would cut it off. As long as the platform itself waits; ends early
 /// when all connections are closed.
-const LAST_REQUESTS: Duration = Duration::from_secs(2);
+const LAST_REQUESTS: Duration = PLATFORM_WAITS;
 
 /// How long requests in progress may run past their own deadlines.
 const GRACE: Duration = Duration::from_secs(1);

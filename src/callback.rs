@@ -12,6 +12,7 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::RangeInclusive;
+use std::time::Duration;
 
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserializer, MapAccess, Visitor};
@@ -24,6 +25,9 @@ use unknown::carried;
 
 /// The one command that becomes an event.
 pub(crate) const TOPIC_CREATED: &str = "Group.CallbackAfterCreateTopic";
+
+/// How long the platform waits for an answer; a later one counts as a failure.
+pub(crate) const PLATFORM_WAITS: Duration = Duration::from_secs(2);
 
 /// From the year 2000 to the last millisecond of 9999: the platform is younger, and RFC 3339 cannot represent
 /// a later time. The same moments in seconds are all earlier than this.

@@ -26,6 +26,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::rustls::ClientConfig;
 
+use crate::callback::PLATFORM_WAITS;
 use crate::metrics::{Forwarded, Metrics};
 use crate::server::Peer;
 use crate::tls;
@@ -34,9 +35,6 @@ pub(crate) use config::Config;
 
 /// A backend's answer may be as large as this: four times what a callback may be by default.
 const MAX_ANSWER_BYTES: usize = 256 * 1024;
-
-/// The platform itself waits so long, and a backend may count on it: an exchange lasts as long.
-const PLATFORM_WAITS: Duration = Duration::from_secs(2);
 
 /// Shorter than usual servers keep an idle connection (many for 5 s), because one that they close just as a
 /// callback is sent on it takes the callback along.
@@ -133,6 +131,7 @@ impl Passthrough {
         let permit = permit.map_err(|_| Missed::Overloaded(self.config.max_in_flight))?;
         let request = self.request(head, body).map_err(|e| Missed::Failed(format!("{e:#}")))?;
         let (passthrough, timeout) = (self.clone(), self.config.timeout);
+        // A backend may count on the platform's own patience: an exchange lasts as long.
         let end = arrived + timeout.max(PLATFORM_WAITS);
         // A task, so that neither our deadline nor a platform that hangs up cuts the exchange off.
         let exchange = tokio::spawn(async move {

@@ -80,7 +80,9 @@ impl Standing {
     /// The sink took an event, or refused it for good.
     pub(super) fn judged(&self, refused: Option<&Reason>) {
         let Some(reason) = refused else {
-            self.refusals.send_if_modified(|refusals| refusals.take().is_some());
+            if self.refusals.borrow().is_some() {
+                self.refusals.send_replace(None);
+            }
             return;
         };
         self.refusals.send_modify(|refusals| {

@@ -2,17 +2,14 @@
 //! needs on this host.
 
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
 
 use humantime::format_duration;
 
 use super::Settings;
+use crate::callback::PLATFORM_WAITS;
 use crate::config::Keys;
 use crate::config::value::shown;
 use crate::tls;
-
-/// After this time the platform counts a callback as failed, and does not wait for the answer.
-const PLATFORM_WAITS: Duration = Duration::from_secs(2);
 
 /// An empty outbox, and room to breathe.
 const LEAST_OUTBOX: u64 = 128 << 10;

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use serde_json::{Value, json};
 
 use crate::bridge::{Bridge, SAMPLE, TOPIC_CREATED, body, is_delivered, program, run, signed};
-use crate::broker::{self, Kind, python};
+use crate::broker::{self, Kind, Target, python};
 use crate::calls::{against_each_broker, start};
 use crate::http;
 
@@ -19,7 +19,7 @@ against_each_broker! {
 }
 
 /// Callbacks as different as they come, about topics whose ids begin with this, each with its query.
-pub(crate) fn varied(prefix: &str) -> Vec<(String, String)> {
+fn varied(prefix: &str) -> Vec<(String, String)> {
     let with = |topic: &str, more: Value| {
         let topic = format!("{prefix} {topic}");
         let mut all: Value = serde_json::from_str(&body(&topic)).unwrap();
@@ -60,7 +60,19 @@ pub(crate) fn varied(prefix: &str) -> Vec<(String, String)> {
     calls
 }
 
-pub(crate) fn call(bridge: &Bridge, calls: &[(String, String)]) {
+/// Publishes them in both encodings. Says how many in each.
+pub(crate) fn publish_varied(target: &Target) -> (Bridge, usize) {
+    let bridge = start(target, &[]);
+    let calls = varied("structured");
+    call(&bridge, &calls);
+    is_delivered(&bridge);
+    let bridge = bridge.restart(&[("event.encoding", "binary")]);
+    call(&bridge, &varied("binary"));
+    is_delivered(&bridge);
+    (bridge, calls.len())
+}
+
+fn call(bridge: &Bridge, calls: &[(String, String)]) {
     for (target, body) in calls {
         let reply = http::post(bridge.ingress, target, body.as_bytes());
         assert_eq!(reply.status, 200, "{reply:?} to {body}");
@@ -87,21 +99,15 @@ mod checks {
 
     pub(super) fn what_a_broker_gets_is_what_the_schemas_say(kind: Kind) {
         let Some(broker) = broker::shared(kind) else { return };
-        let bridge = start(&broker.target, &[]);
-        let calls = varied("structured");
-        call(&bridge, &calls);
-        is_delivered(&bridge);
-        let bridge = bridge.restart(&[("event.encoding", "binary")]);
-        call(&bridge, &varied("binary"));
-        is_delivered(&bridge);
+        let (_bridge, published) = publish_varied(&broker.target);
 
-        let messages = broker.target.read(2 * calls.len());
+        let messages = broker.target.read(2 * published);
         let schema_of = |body: &Value| if body.get("data").is_some() { "event" } else { "data" };
         let kinds: Vec<_> = messages.iter().map(|message| schema_of(&message.body)).collect();
         for schema in ["event", "data"] {
             assert_eq!(
                 kinds.iter().filter(|kind| **kind == schema).count(),
-                calls.len(),
+                published,
                 "{kinds:?}"
             );
         }

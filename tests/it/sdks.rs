@@ -7,10 +7,9 @@ use std::process::Command;
 use percent_encoding::percent_decode_str;
 use serde_json::{Value, json};
 
-use crate::bridge::{is_delivered, run};
+use crate::bridge::run;
 use crate::broker::{self, Kind};
-use crate::calls::start;
-use crate::contracts::{call, varied};
+use crate::contracts::publish_varied;
 
 const SDKS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/sdk");
 
@@ -45,16 +44,9 @@ fn check(kind: Kind, language: Language) {
     let Some(broker) = broker::shared(kind) else { return };
     let folder = tempfile::tempdir().unwrap();
     let Some(mut reader) = reader(language, folder.path()) else { return };
-    let bridge = start(&broker.target, &[]);
-    let calls = varied("structured");
-    call(&bridge, &calls);
-    is_delivered(&bridge);
-    let bridge = bridge.restart(&[("event.encoding", "binary")]);
-    call(&bridge, &varied("binary"));
-    is_delivered(&bridge);
-
+    let (bridge, published) = publish_varied(&broker.target);
     let events = bridge.events();
-    assert_eq!(events.len(), 2 * calls.len());
+    assert_eq!(events.len(), 2 * published);
     let target = &broker.target;
     let count = events.len().to_string();
     let ended = run(reader.args([kind.name(), &target.address, &target.name, &count]));
