@@ -26,6 +26,7 @@ use crate::requests::Requests;
 use crate::server::{self, HttpService, Limits, Phase, Server};
 use crate::settings::Settings;
 use crate::sink::Sink;
+use crate::spans::{self, Spans};
 use crate::tasks::{Tasks, on_own_thread};
 use crate::time::Clock;
 use crate::tls;
@@ -64,6 +65,7 @@ pub struct App {
     admin: Admin,
     admin_server: Server,
     admin_phase: watch::Sender<Phase>,
+    exporter: spans::Exporter,
 }
 
 /// A running bridge.
@@ -75,15 +77,15 @@ struct Running {
     ingress_phase: watch::Sender<Phase>,
     admin_phase: watch::Sender<Phase>,
     stop_relay: watch::Sender<bool>,
+    exporter: spans::Exporter,
 }
 
 impl App {
     /// Opens the outbox and binds both listeners. Nothing is served yet.
     pub async fn build(settings: Settings, log: Log) -> anyhow::Result<Self> {
-        let sink = Sink::new(&settings.sink, &settings.terms())?;
-        for warning in settings.warnings() {
-            tracing::warn!("{warning}");
-        }
+        let (spans, exporter) = Spans::new(&settings.otlp)?;
+        let sink = Sink::new(&settings.sink, &settings.terms(), spans.clone())?;
+        settings.warnings().iter().for_each(|warning| tracing::warn!("{warning}"));
         let ingress_phase = watch::Sender::new(Phase::Serving);
         let admin_phase = watch::Sender::new(Phase::Serving);
         let sink_name = settings.sink.kind.name();
@@ -91,12 +93,10 @@ impl App {
         let ingress_server = ingress_server(&settings, &metrics, &ingress_phase).await?;
         let admin_server = admin_server(&settings, &admin_phase).await?;
         let (outbox, workers) = open_outbox(&settings, &sink, &metrics)?;
-        let (config, reader) = (settings.relay.clone(), outbox.reader()?);
-        let relay = Relay::new(config, outbox.clone(), reader, sink, metrics.clone());
+        let relay = relay(&settings, &outbox, sink, &metrics)?;
         let apps = Apps::new(settings.ingress.apps.clone()).map_err(|reason| anyhow!(reason))?;
         let passthrough = Passthrough::new(settings.passthrough.clone(), metrics.clone())?;
         let requests = Arc::new(Requests::new());
-        let (config, naming) = (settings.ingress.clone(), settings.event.clone());
         let links = ingress::Links {
             apps: apps.clone(),
             outbox: outbox.clone(),
@@ -104,9 +104,10 @@ impl App {
             passthrough: passthrough.clone(),
             requests: requests.clone(),
             metrics: metrics.clone(),
+            spans,
             see: see(&admin_server.listener)?,
         };
-        let ingress = Ingress::new(config, naming, links);
+        let ingress = Ingress::new(settings.ingress.clone(), settings.event.clone(), links);
         let admin = Admin {
             acts: acts(&settings),
             outbox: outbox.clone(),
@@ -137,6 +138,7 @@ impl App {
             admin,
             admin_server,
             admin_phase,
+            exporter,
         })
     }
 
@@ -169,7 +171,7 @@ impl App {
 
     fn start(self) -> anyhow::Result<Running> {
         let (ingress_address, admin_address) = (self.ingress_address()?, self.admin_address()?);
-        let App { settings, outbox, workers, ingress_phase, admin_phase, .. } = self;
+        let App { settings, outbox, workers, ingress_phase, admin_phase, exporter, .. } = self;
         let mut tasks = Tasks::default();
         let (stop_relay, relay_stops) = watch::channel(false);
         tasks.spawn(RELAY, on_own_thread(RELAY, self.relay.run(relay_stops)));
@@ -191,7 +193,16 @@ impl App {
         tracing::info!(address = %admin_address, "private listener ready");
         tasks.spawn(WATCHDOG, notify::keep_alive());
         notify::ready();
-        Ok(Running { settings, outbox, workers, tasks, ingress_phase, admin_phase, stop_relay })
+        Ok(Running {
+            settings,
+            outbox,
+            workers,
+            tasks,
+            ingress_phase,
+            admin_phase,
+            stop_relay,
+            exporter,
+        })
     }
 }
 
@@ -227,7 +238,12 @@ impl Running {
         let delivered = self.tasks.end_of(RELAY).await;
         self.stop_showing().await;
         drop(self.outbox);
-        tokio::task::spawn_blocking(|| self.workers.close()).await.context("closing the outbox")?;
+        let (workers, exporter) = (self.workers, self.exporter);
+        let closed = tokio::task::spawn_blocking(|| {
+            workers.close();
+            exporter.close();
+        });
+        closed.await.context("closing the outbox")?;
         listened.and(delivered)?;
         tracing::info!("stopped");
         Ok(())
@@ -282,6 +298,16 @@ fn open_outbox(
         history_gives_way: !sink.needs_nobody(),
     };
     Outbox::open(&settings.outbox, limits, metrics.clone(), Clock::system())
+}
+
+fn relay(
+    settings: &Settings,
+    outbox: &Outbox,
+    sink: Sink,
+    metrics: &Arc<Metrics>,
+) -> Result<Relay, OpenError> {
+    let (config, reader) = (settings.relay.clone(), outbox.reader()?);
+    Ok(Relay::new(config, outbox.clone(), reader, sink, metrics.clone()))
 }
 
 /// Where an operator sees the last requests.

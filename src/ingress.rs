@@ -9,6 +9,7 @@ mod body;
 mod config;
 mod keep;
 mod others;
+mod span;
 mod tokens;
 mod warnings;
 
@@ -38,7 +39,9 @@ use crate::relay::SinkState;
 use crate::requests::{Entry, Requests};
 use crate::server::Peer;
 use crate::signature::{Refused, Verified, verify};
+use crate::spans::Spans;
 use crate::time::Timestamp;
+use crate::trace::TraceContext;
 pub(crate) use apps::AppConfig;
 pub(crate) use config::Config;
 pub(crate) use tokens::Apps;
@@ -52,6 +55,7 @@ pub(crate) struct Links {
     pub(crate) passthrough: Option<Arc<Passthrough>>,
     pub(crate) requests: Arc<Requests>,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) spans: Spans,
     /// Where an operator sees why requests are refused.
     pub(crate) see: String,
 }
@@ -65,6 +69,7 @@ pub(crate) struct Ingress {
     passthrough: Option<Arc<Passthrough>>,
     requests: Arc<Requests>,
     metrics: Arc<Metrics>,
+    spans: Spans,
     /// Bodies of authentic callbacks that are being read.
     reading: Semaphore,
     /// Callbacks that wait for their commit.
@@ -76,7 +81,7 @@ pub(crate) struct Ingress {
 
 impl Ingress {
     pub(crate) fn new(config: Config, naming: event::Config, links: Links) -> Arc<Self> {
-        let Links { apps, outbox, sink, passthrough, requests, metrics, see } = links;
+        let Links { apps, outbox, sink, passthrough, requests, metrics, spans, see } = links;
         Arc::new(Ingress {
             naming,
             apps: apps.current(),
@@ -85,6 +90,7 @@ impl Ingress {
             passthrough,
             requests,
             metrics,
+            spans,
             reading: Semaphore::new(config.max_connections),
             in_flight: Semaphore::new(config.max_in_flight).into(),
             confirming: Semaphore::new(config.max_in_flight).into(),
@@ -139,6 +145,8 @@ struct Call<'c> {
     verified: Verified<'c>,
     arrived: Instant,
     now: Timestamp,
+    /// What its span belongs to, or else what it brought.
+    trace: Option<TraceContext>,
 }
 
 /// A body that is still to be read.
@@ -212,6 +220,19 @@ impl Ingress {
             }
         };
         self.metrics.last_callback_timestamp_seconds.set(now.as_millis() as f64 / 1000.0);
+        let (mut span, trace) = self.span(&head, entry);
+        let call = Call { head: &head, verified, arrived, now, trace };
+        let response = self.answer_authentic(&call, unread, entry).await;
+        span::answered(&mut span, &response, entry);
+        response
+    }
+
+    async fn answer_authentic(
+        self: &Arc<Self>,
+        call: &Call<'_>,
+        unread: Unread,
+        entry: &mut Entry<'_>,
+    ) -> Response {
         let Ok(reading) = self.reading.try_acquire() else {
             let overloaded = Answer::Overloaded("too many callbacks are being read");
             let response = self.refuse(&overloaded, "as many as ingress.max_connections", entry);
@@ -220,12 +241,11 @@ impl Ingress {
         };
         let body = unread.read(self.config.max_body_bytes, entry).await;
         drop(reading);
-        let call = Call { head: &head, verified, arrived, now };
         match call.verified.query().command.as_deref() {
             Some(command) if command != TOPIC_CREATED => {
-                self.other(&call, command, body, entry).await
+                self.other(call, command, body, entry).await
             }
-            command => self.take(&call, command.is_some(), body, entry).await,
+            command => self.take(call, command.is_some(), body, entry).await,
         }
     }
 

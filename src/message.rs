@@ -1,5 +1,5 @@
 //! The CloudEvents 1.0 forms of an event: what the outbox keeps, the JSON of structured mode, the
-//! attributes of binary mode, its trace context, and the way back. Pure.
+//! attributes of binary mode, and the way back. Pure.
 
 use std::borrow::Cow;
 
@@ -81,24 +81,6 @@ pub(crate) fn reassemble(attribute: impl Fn(&str) -> Option<String>, data: &str)
     json + ",\"data\":" + data + "}"
 }
 
-/// The W3C trace context in a request's `traceparent` header, if it is valid.
-pub(crate) fn traceparent(header: &str) -> Option<&str> {
-    let is_hex =
-        |text: &str| text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
-    let is_zero = |text: &str| text.bytes().all(|byte| byte == b'0');
-    let parts: Vec<_> = header.trim().split('-').collect();
-    let [version, trace, span, flags, ..] = parts[..] else { return None };
-    let is_version_known = version != "00" || parts.len() == 4;
-    let lengths = [version.len(), trace.len(), span.len(), flags.len()];
-    let is_valid = lengths == [2, 32, 16, 2]
-        && [version, trace, span, flags].into_iter().all(is_hex)
-        && !is_zero(trace)
-        && !is_zero(span)
-        && version != "ff"
-        && is_version_known;
-    is_valid.then(|| &header.trim()[..55])
-}
-
 impl Envelope {
     /// Parses a structured event that [`Envelope::structured`] or an earlier release wrote.
     pub(crate) fn open(json: &str) -> Result<Self, serde_json::Error> {
@@ -176,14 +158,6 @@ impl Envelope {
         }
     }
 
-    /// The bridge's own trace context, used if the callback brought none. The trace id is the event id,
-    /// so it is the same on every attempt; the consumer decides whether to sample it.
-    pub(crate) fn own_traceparent(&self) -> String {
-        let trace = self.id.simple().to_string();
-        let span = trace.get(16..).unwrap_or_default();
-        format!("00-{trace}-{span}-01")
-    }
-
     /// The attributes that are headers in binary mode, by name, except `datacontenttype`, which most
     /// protocols carry separately. Each protocol has its own prefix for the names.
     pub(crate) fn attributes(&self) -> [(&'static str, Cow<'_, str>); 8] {
@@ -212,30 +186,4 @@ struct CloudEvent<'a> {
     datacontenttype: &'static str,
     dataschema: &'static str,
     partitionkey: &'a str,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_a_valid_trace_context_goes_along() {
-        let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
-        let (zero_trace, zero_span) = ("0".repeat(32), "0".repeat(16));
-        for (header, expected) in [
-            (good.to_owned(), Some(good)),
-            (format!(" {good} "), Some(good)),
-            (format!("{good}-more"), None),
-            (good.to_uppercase(), None),
-            (good.replace("00-", "ff-"), None),
-            (good.replace("4bf92f3577b34da6a3ce929d0e0e4736", &zero_trace), None),
-            (good.replace("00f067aa0ba902b7", &zero_span), None),
-            ("00-é".into(), None),
-            (String::new(), None),
-        ] {
-            assert_eq!(traceparent(&header), expected, "{header}");
-        }
-        let newer = format!("cc{}-what-comes", &good[2..]);
-        assert_eq!(traceparent(&newer), Some(&newer[..55]), "a newer version may have more");
-    }
 }

@@ -14,6 +14,7 @@ use serde::Serialize;
 use tokio::sync::watch;
 
 use crate::time::Timestamp;
+use crate::trace::TraceContext;
 
 /// How many are kept.
 pub(crate) const KEPT: usize = 1000;
@@ -53,7 +54,7 @@ impl Requests {
     /// Notes a request that has arrived; it is recorded when the entry is dropped.
     pub(crate) fn enter(&self, at: Timestamp, peer: Option<SocketAddr>) -> Entry<'_> {
         let request = Request { at, peer, ..Request::default() };
-        Entry { requests: self, arrived: Instant::now(), announced: None, request }
+        Entry { requests: self, arrived: Instant::now(), announced: None, trace: None, request }
     }
 
     fn record(&self, request: Request) {
@@ -92,6 +93,7 @@ pub(crate) struct Entry<'r> {
     arrived: Instant,
     /// The length of the body, as its head says.
     announced: Option<u64>,
+    trace: Option<TraceContext>,
     request: Request,
 }
 
@@ -122,6 +124,28 @@ impl Entry<'_> {
 
     pub(crate) fn has_body(&mut self, bytes: u64) {
         self.request.body_bytes = bytes;
+    }
+
+    /// The trace that it belongs to.
+    pub(crate) fn belongs_to(&mut self, trace: Option<TraceContext>) {
+        self.trace = trace;
+    }
+
+    pub(crate) fn trace(&self) -> Option<TraceContext> {
+        self.trace
+    }
+
+    pub(crate) fn command(&self) -> Option<&str> {
+        self.request.command.as_deref()
+    }
+
+    pub(crate) fn outcome(&self) -> Option<&'static str> {
+        self.request.outcome
+    }
+
+    /// Why it ended as it did; nothing where the outcome says it all.
+    pub(crate) fn reason(&self) -> &str {
+        self.request.reason.as_deref().unwrap_or_default()
     }
 
     pub(crate) fn ends(&mut self, outcome: &'static str, reason: Option<Cow<'static, str>>) {

@@ -70,6 +70,13 @@ impl Template {
         })
     }
 
+    /// As it is written in the configuration, if it has placeholders.
+    pub(crate) fn text(&self) -> Option<String> {
+        let name =
+            |field| FIELDS.iter().find(|(_, known)| *known == field).map_or("", |(name, _)| name);
+        (!self.parts.is_empty()).then(|| self.render_with(|field| format!("{{{}}}", name(field))))
+    }
+
     /// Everything that the template can produce, as a pattern: `*` for each word that contains a
     /// placeholder.
     pub(crate) fn pattern(&self) -> String {

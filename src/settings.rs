@@ -15,7 +15,7 @@ use crate::config::value::count;
 use crate::config::{Faults, Keys, Value};
 use crate::log::Log;
 use crate::sink::{SinkKind, Terms};
-use crate::{admin, event, ingress, log, outbox, passthrough, relay, sink};
+use crate::{admin, event, ingress, log, outbox, passthrough, relay, sink, spans};
 
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -27,6 +27,7 @@ pub struct Settings {
     pub(crate) sink: sink::Config,
     pub(crate) admin: admin::Config,
     pub(crate) log: log::Config,
+    pub(crate) otlp: spans::Config,
     worker_threads: usize,
     effective: Value,
     /// What it was read from.
@@ -133,6 +134,7 @@ impl Settings {
             sink: sink::Config::read(keys),
             admin: admin::Config::read(keys),
             log: log::Config::read(keys),
+            otlp: spans::Config::read(keys),
             worker_threads: keys.read("runtime.worker_threads", count(1024)),
             effective: Value::from(false), // until everything is read
             file: None,

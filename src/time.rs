@@ -82,6 +82,11 @@ impl Serialize for Timestamp {
     }
 }
 
+/// The wall-clock time as precisely as there is one, for a span.
+pub(crate) fn precisely_now() -> SystemTime {
+    SystemTime::now()
+}
+
 /// A duration in whole milliseconds.
 pub(crate) fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Runs every test: unit and property tests, and the real program over real sockets, files and signals, against
 # real Kafka, RabbitMQ and NATS brokers, which the tests start on free loopback ports and stop at the end. Then, unless
-# there are arguments, breaks everything around the program for some minutes (tests/torture/main.rs), checks what is in
-# deploy/ (tests/deploy.sh), and plays the Compose stack where a Docker engine runs (tests/compose.sh).
+# there are arguments, tests a build that sends spans, breaks everything around the program for some minutes
+# (tests/torture/main.rs), checks what is in deploy/ (tests/deploy.sh), and plays the Compose stack where a Docker engine
+# runs (tests/compose.sh).
 # Arguments go to cargo test, as in: tests/run.sh --test it -- crash
 # Once it has installed what is missing, `cargo test --test it -- --include-ignored NAME` works as well.
 #
@@ -14,7 +15,7 @@
 #   BRIDGE_TEST_CERTS=FOLDER        ca.pem, client.pem, client.key and more: see tests/servers/certificates.rs
 # BRIDGE_TEST_WITHOUT="kafka rabbitmq" leaves out the brokers it names: their tests report themselves as
 # skipped. BRIDGE_TEST_PYTHON is a Python that has what tests/brokers/requirements.txt names. Where there is no Node.js
-# or no Go, the AsyncAPI document is not checked and the Go programs are not run, and this is said.
+# or no Go, the AsyncAPI document is not checked, the Go programs are not run and spans are not tested, and this is said.
 #
 # Needs cargo. Anything else that is missing is installed with Debian's apt-get: a C and a C++ compiler, make and
 # perl to build librdkafka and OpenSSL, python3 for the brokers' other clients, sqlite3 for damaged outboxes, what
@@ -44,6 +45,7 @@ done
     echo "tests/run.sh: WITHOUT ${BRIDGE_TEST_WITHOUT}: what needs it is NOT tested" >&2
 tests/brokers/install
 tests/browser/install
+tests/collector/install
 tests/contracts.sh
 
 failed() {
@@ -55,6 +57,7 @@ cargo test --locked "$@" ${include:+$separator $include} || failed
 
 # With arguments, somebody wants only those tests.
 if [ "$#" = 0 ]; then
+    cargo test --locked --features otlp --test it -- --include-ignored spans || failed
     cargo test --locked --test torture -- --minutes 2.5 || failed
     tests/deploy.sh
     tests/compose.sh

@@ -12,6 +12,7 @@ use tokio::runtime::Builder;
 use crate::passthrough::Passthrough;
 use crate::settings::Settings;
 use crate::sink::{Finding, Health, Sink};
+use crate::spans::Spans;
 use crate::time::Timestamp;
 use crate::tls;
 
@@ -43,7 +44,7 @@ pub fn run(args: &Args, file: Option<PathBuf>, set: &[String]) -> anyhow::Result
         return ready::run(Settings::private_listener(file, set)?, wanted);
     }
     let settings = Settings::load(file, set)?;
-    Sink::new(&settings.sink, &settings.terms())?;
+    Sink::new(&settings.sink, &settings.terms(), Spans::off())?;
     let findings = if args.connect { examine(&settings)? } else { Vec::new() };
     let text = match (args.json, args.connect) {
         (false, _) => settings.effective_toml(),

@@ -92,6 +92,16 @@ pub(crate) fn count<T: TryFrom<u64>>(most: u64) -> impl Fn(&Value) -> Result<T, 
     }
 }
 
+/// A share of a whole, from 0 to 1.
+pub(crate) fn share(value: &Value) -> Result<f64, String> {
+    let number = match value {
+        Value::Num(_, number) => number.to_f64().or_else(|| whole(value).ok().map(|n| n as f64)),
+        other => text(other)?.trim().parse().ok(),
+    };
+    let share = number.filter(|number| (0.0..=1.0).contains(number));
+    share.ok_or_else(|| "is not a number from 0 to 1".into())
+}
+
 /// A duration of at most `longest`, because a moment too far away cannot be expressed.
 pub(crate) fn duration(longest: Duration) -> impl Fn(&Value) -> Result<Duration, String> {
     move |value| {

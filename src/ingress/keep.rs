@@ -14,11 +14,12 @@ use super::{Call, Ingress, respond};
 use crate::answer::Answer;
 use crate::callback::{Callback, Malformed};
 use crate::event::TopicCreated;
-use crate::message::traceparent;
 use crate::metrics::CallbackOutcome;
 use crate::outbox::{Outcome, Quarantined, Receipt, Record, Refusal};
 use crate::relay::SinkState;
 use crate::requests::Entry;
+use crate::spans::{Span, SpanKind};
+use crate::trace::TraceContext;
 
 /// What the outbox was given, and when its answer is due.
 type Queued = Result<oneshot::Receiver<Outcome>, Refusal>;
@@ -49,7 +50,7 @@ impl Ingress {
             false => Err(Malformed("CallbackCommand is missing from the URL".into())),
         };
         let kept = match parsed {
-            Ok(callback) => self.accept(call, callback, permit).await,
+            Ok(callback) => self.accept(call, callback, permit, entry).await,
             Err(malformed) => {
                 let kept = self.quarantine(call, &body, malformed.to_string()).await;
                 kept.and(Err(Answer::Malformed(malformed)))
@@ -69,11 +70,13 @@ impl Ingress {
         call: &Call<'_>,
         callback: Callback<'_>,
         permit: tokio::sync::OwnedSemaphorePermit,
+        entry: &mut Entry<'_>,
     ) -> Result<Kept, Answer> {
         let event = TopicCreated::new(&call.verified, callback, &self.naming, call.now);
-        let header = call.head.headers.get("traceparent").and_then(|header| header.to_str().ok());
-        let traceparent = header.and_then(traceparent).map(str::to_owned);
         let TopicCreated { id, accepted_at, .. } = event;
+        let trace = call.trace.unwrap_or_else(|| TraceContext::of_event(id));
+        entry.belongs_to(Some(trace));
+        let traceparent = call.trace.map(|trace| trace.to_string());
         let (confirm, confirmed) = match self.config.delivered_by {
             None => (None, None),
             Some(by) => {
@@ -82,24 +85,25 @@ impl Ingress {
             }
         };
         let record = Record { accepted_at, event: event.seal(), traceparent, confirm };
+        let commit = self.commit(call);
         let queued = self.outbox.append(record);
-        let arrived = call.arrived;
+        let (arrived, trace_id) = (call.arrived, trace.trace);
         let Some((confirmed, by)) = confirmed else {
             // The outbox counts them, because it also knows about those whose client has gone.
-            let receipt = self.outcome(queued, arrived).await?;
-            tracing::debug!(%id, ?receipt, "took a callback");
+            let receipt = self.outcome(queued, arrived, commit).await?;
+            tracing::debug!(%id, %trace_id, ?receipt, "took a callback");
             return Ok((outcome_of(receipt), None));
         };
         // A task, so that it is counted even if the client hangs up.
         let ingress = self.clone();
         let kept = tokio::spawn(async move {
-            let receipt = ingress.outcome(queued, arrived).await?;
+            let receipt = ingress.outcome(queued, arrived, commit).await?;
             drop(permit); // it is durable: only the answer waits
             let kept = ingress.confirmed(receipt, confirmed, arrived, by).await;
             if receipt == Receipt::Accepted {
                 ingress.metrics.count(kept.0); // the outbox counts the others
             }
-            tracing::debug!(%id, outcome = kept.0.name(), "took a callback");
+            tracing::debug!(%id, %trace_id, outcome = kept.0.name(), "took a callback");
             Ok(kept)
         });
         kept.await.unwrap_or(Err(Answer::Overloaded("the bridge is stopping")))
@@ -147,6 +151,7 @@ impl Ingress {
         reason: String,
     ) -> Result<Kept, Answer> {
         let query = call.verified.query();
+        let commit = self.commit(call);
         let queued = self.outbox.quarantine(Quarantined {
             sdk_app_id: call.verified.sdk_app_id,
             client_ip: query.client_ip.as_deref().map(str::to_owned),
@@ -155,11 +160,30 @@ impl Ingress {
             reason,
             body: body.to_vec(),
         });
-        self.outcome(queued, call.arrived).await.map(|receipt| (outcome_of(receipt), None))
+        self.outcome(queued, call.arrived, commit).await.map(|receipt| (outcome_of(receipt), None))
+    }
+
+    /// The span of the wait for the disk.
+    fn commit(&self, call: &Call<'_>) -> Span {
+        self.spans.start(SpanKind::Internal, "outbox commit", call.trace)
     }
 
     /// Waits for the outbox's answer, but not past the deadline. What commits later is still delivered.
-    async fn outcome(&self, queued: Queued, arrived: Instant) -> Result<Receipt, Answer> {
+    async fn outcome(
+        &self,
+        queued: Queued,
+        arrived: Instant,
+        mut commit: Span,
+    ) -> Result<Receipt, Answer> {
+        let outcome = self.wait_for(queued, arrived).await;
+        match &outcome {
+            Ok(receipt) => commit.set("topic_bridge.outcome", outcome_of(*receipt).name()),
+            Err(answer) => commit.fail(CallbackOutcome::Overloaded.name(), answer.info()),
+        }
+        outcome
+    }
+
+    async fn wait_for(&self, queued: Queued, arrived: Instant) -> Result<Receipt, Answer> {
         let queued_at = Instant::now();
         let refusal = match queued {
             Err(refusal) => refusal,

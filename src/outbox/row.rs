@@ -8,6 +8,7 @@ use uuid::Uuid;
 use super::Quarantined;
 use crate::message::Envelope;
 use crate::time::Timestamp;
+use crate::trace::TraceContext;
 
 /// All columns of an event, in the order that [`Stored::read`] expects.
 pub(super) const COLUMNS: &str = "position, steady_at, accepted_at, id, sdk_app_id, type, source, time, \
@@ -61,6 +62,16 @@ pub(crate) fn position(slot: &Slot) -> u64 {
 }
 
 impl Stored {
+    /// The trace that the callback brought or began, if it did.
+    pub(crate) fn brought(&self) -> Option<TraceContext> {
+        self.traceparent.as_deref().and_then(TraceContext::parse)
+    }
+
+    /// The trace that the event belongs to.
+    pub(crate) fn trace(&self) -> TraceContext {
+        self.brought().unwrap_or_else(|| TraceContext::of_event(self.event.id))
+    }
+
     /// Reads [`COLUMNS`], starting at column `first`. An error concerns the file, not the row.
     pub(super) fn read(row: &Row, first: usize) -> rusqlite::Result<Slot> {
         let position = row.get(first)?;

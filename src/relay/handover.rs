@@ -28,6 +28,7 @@ impl Relay {
         for (event, verdict) in events.iter().zip(&verdicts) {
             match verdict.reason() {
                 None => {
+                    tracing::debug!(id = %event.event.id, trace_id = %event.trace().trace, "delivered");
                     let took = now.since(event.steady_at);
                     self.metrics.delivery_seconds.observe(took.as_secs_f64());
                     self.metrics.published.inc();
@@ -36,6 +37,13 @@ impl Relay {
                     self.standing.judged(None);
                 }
                 Some(reason) => {
+                    tracing::debug!(
+                        id = %event.event.id,
+                        trace_id = %event.trace().trace,
+                        kind = reason.kind.name(),
+                        reason = reason.text,
+                        "not delivered at this attempt"
+                    );
                     if matches!(verdict, Verdict::Refused(_)) {
                         self.outbox.give_up(event.position);
                         self.standing.judged(Some(reason));

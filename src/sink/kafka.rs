@@ -17,7 +17,9 @@ use std::time::Duration;
 use anyhow::Context as _;
 
 use super::Terms;
+use super::sends::Destination;
 use super::session::{Broker, Delivery, Failed, Steps};
+use crate::message::Envelope;
 use crate::verdict::{Kind, Reason};
 use client::{Clients, Context};
 pub(super) use config::Config;
@@ -68,6 +70,16 @@ impl Broker for Kafka {
 
     fn addresses(&self) -> Vec<String> {
         self.topic.brokers.split(',').map(|broker| broker.trim().to_owned()).collect()
+    }
+
+    fn destination(&self, _event: &Envelope) -> Destination {
+        Destination {
+            system: "kafka",
+            operation: "send",
+            name: self.topic.name.clone(),
+            template: None,
+            server: self.addresses().into_iter().next(),
+        }
     }
 
     /// Does not connect yet: librdkafka does so when it is asked for the topic.

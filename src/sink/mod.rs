@@ -20,6 +20,7 @@ mod outgoing;
 mod rabbitmq;
 #[cfg(test)]
 pub(crate) mod scripted;
+mod sends;
 mod session;
 
 use std::path::PathBuf;
@@ -33,6 +34,7 @@ use crate::config::{Faults, Keys, Value};
 use crate::event;
 use crate::message::Encoding;
 use crate::outbox::Stored;
+use crate::spans::Spans;
 use crate::verdict::{Reason, Verdict};
 use outgoing::Outgoing;
 use session::{Broker, Delivery};
@@ -151,6 +153,7 @@ pub(crate) enum Health {
 pub(crate) struct Sink {
     way: Way,
     encoding: Encoding,
+    spans: Spans,
 }
 
 enum Way {
@@ -167,7 +170,7 @@ enum Way {
 
 impl Sink {
     /// Does not connect yet. An error is a configuration fault that only the client library can detect.
-    pub(crate) fn new(config: &Config, terms: &Terms) -> Result<Self, Faults> {
+    pub(crate) fn new(config: &Config, terms: &Terms, spans: Spans) -> Result<Self, Faults> {
         let way = match config.kind {
             SinkKind::Embedded => Ok(Way::Embedded),
             #[cfg(feature = "kafka")]
@@ -184,12 +187,12 @@ impl Sink {
             other => unreachable!("{} is refused where it is not built in", other.name()),
         };
         let way = way.map_err(|error: anyhow::Error| Faults::one(format!("{error:#}")))?;
-        Ok(Sink { way, encoding: terms.event.encoding })
+        Ok(Sink { way, encoding: terms.event.encoding, spans })
     }
 
     #[cfg(test)]
     pub(crate) fn scripted(script: scripted::Scripted) -> Self {
-        Sink { way: Way::Scripted(script), encoding: Encoding::Structured }
+        Sink { way: Way::Scripted(script), encoding: Encoding::Structured, spans: Spans::off() }
     }
 
     #[cfg(all(test, feature = "kafka"))]
@@ -233,14 +236,16 @@ impl Sink {
     /// Delivers a batch: one verdict for each event. May be dropped midway: what was confirmed by then is
     /// unknown, and is delivered again.
     pub(crate) async fn deliver(&mut self, events: &[Stored]) -> Vec<Verdict> {
-        match &mut self.way {
+        let Sink { way, encoding, spans } = self;
+        let messages = || Outgoing::all(events, *encoding);
+        match way {
             Way::Embedded => vec![Verdict::Delivered; events.len()],
             #[cfg(feature = "kafka")]
-            Way::Kafka(delivery) => delivery.deliver(Outgoing::all(events, self.encoding)).await,
+            Way::Kafka(delivery) => delivery.deliver(messages(), spans).await,
             #[cfg(feature = "nats")]
-            Way::Nats(delivery) => delivery.deliver(Outgoing::all(events, self.encoding)).await,
+            Way::Nats(delivery) => delivery.deliver(messages(), spans).await,
             #[cfg(feature = "rabbitmq")]
-            Way::Rabbitmq(delivery) => delivery.deliver(Outgoing::all(events, self.encoding)).await,
+            Way::Rabbitmq(delivery) => delivery.deliver(messages(), spans).await,
             #[cfg(test)]
             Way::Scripted(scripted) => scripted.deliver(events),
         }

@@ -22,8 +22,10 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::Terms;
 use super::outgoing::Outgoing;
+use super::sends::Destination;
 use super::session::{Broker, Failed, Session, Steps};
 use crate::message::DATA_CONTENT_TYPE;
+use crate::message::Envelope;
 use crate::verdict::{Kind, Reason, Verdict};
 pub(super) use config::Config;
 use connection::{Link, lost};
@@ -66,6 +68,16 @@ impl Broker for Nats {
             format!("{}:{}", url.host_str().unwrap_or_default(), url.port().unwrap_or(4222))
         };
         self.config.servers.iter().map(address).collect()
+    }
+
+    fn destination(&self, event: &Envelope) -> Destination {
+        Destination {
+            system: "nats",
+            operation: "publish",
+            name: self.config.subject.render(event),
+            template: self.config.subject.text(),
+            server: self.addresses().into_iter().next(),
+        }
     }
 
     async fn open(&self, steps: &mut Steps) -> Result<Link, Failed> {

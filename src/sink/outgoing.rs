@@ -5,11 +5,14 @@ use std::borrow::Cow;
 use crate::message::{Encoding, Envelope};
 use crate::outbox::Stored;
 use crate::time::Timestamp;
+use crate::trace::TraceContext;
 
 pub(super) struct Outgoing<'e> {
     pub(super) event: &'e Envelope,
     pub(super) accepted_at: Timestamp,
     pub(super) content_type: &'static str,
+    /// The trace that the callback brought or began, if it did.
+    pub(super) brought: Option<TraceContext>,
     pub(super) traceparent: Cow<'e, str>,
     /// In binary mode, the headers, without the content type.
     pub(super) attributes: Vec<(&'static str, Cow<'e, str>)>,
@@ -31,9 +34,10 @@ impl<'e> Outgoing<'e> {
             event,
             accepted_at: stored.accepted_at,
             content_type: encoding.content_type(),
+            brought: stored.brought(),
             traceparent: match &stored.traceparent {
                 Some(traceparent) => Cow::Borrowed(traceparent),
-                None => Cow::Owned(event.own_traceparent()),
+                None => Cow::Owned(stored.trace().to_string()),
             },
             attributes: match encoding {
                 Encoding::Structured => Vec::new(),

@@ -20,7 +20,9 @@ use tokio::time::timeout;
 
 use super::Terms;
 use super::outgoing::Outgoing;
+use super::sends::Destination;
 use super::session::{Broker, Failed, Session, Steps};
+use crate::message::Envelope;
 use crate::verdict::{Kind, Reason, Verdict};
 use connection::{Address, Link};
 use message::Message;
@@ -66,6 +68,18 @@ impl Broker for Rabbitmq {
         let usual = if url.scheme() == "amqps" { 5671 } else { 5672 };
         let host = url.host_str().unwrap_or_default();
         vec![format!("{host}:{}", url.port().unwrap_or(usual))]
+    }
+
+    /// As the conventions write an exchange with a routing key.
+    fn destination(&self, event: &Envelope) -> Destination {
+        let Config { exchange, routing_key, .. } = &self.config;
+        Destination {
+            system: "rabbitmq",
+            operation: "publish",
+            name: format!("{exchange}:{}", routing_key.render(event)),
+            template: routing_key.text().map(|text| format!("{exchange}:{text}")),
+            server: self.addresses().into_iter().next(),
+        }
     }
 
     async fn open(&self, steps: &mut Steps) -> Result<Link, Failed> {

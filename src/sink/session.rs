@@ -4,7 +4,10 @@
 
 use std::time::{Duration, Instant};
 
+use super::sends::{Destination, Sends};
 use super::{Finding, Health, Outgoing, http_port};
+use crate::message::Envelope;
+use crate::spans::Spans;
 use crate::verdict::{Kind, Reason, Verdict};
 
 /// While events are unroutable, how often the topology is checked again.
@@ -20,6 +23,9 @@ pub(super) trait Broker {
 
     /// Where its servers are, as `host:port`.
     fn addresses(&self) -> Vec<String>;
+
+    /// Where an event's message goes.
+    fn destination(&self, event: &Envelope) -> Destination;
 
     /// Connects.
     async fn open(&self, steps: &mut Steps) -> Result<Self::Session, Failed>;
@@ -174,7 +180,20 @@ impl<B: Broker> Delivery<B> {
         Ok(())
     }
 
-    pub(super) async fn deliver(&mut self, messages: Vec<Outgoing<'_>>) -> Vec<Verdict> {
+    pub(super) async fn deliver(
+        &mut self,
+        mut messages: Vec<Outgoing<'_>>,
+        spans: &Spans,
+    ) -> Vec<Verdict> {
+        let sends = Sends::begin(spans, &self.broker, &mut messages);
+        let verdicts = self.publish(messages).await;
+        if let Some(sends) = sends {
+            sends.end(&verdicts);
+        }
+        verdicts
+    }
+
+    async fn publish(&mut self, messages: Vec<Outgoing<'_>>) -> Vec<Verdict> {
         let mut session = match self.prepare().await {
             Ok(session) => session,
             Err(reason) => return vec![Verdict::Away(reason); messages.len()],
@@ -282,7 +301,7 @@ mod tests {
             verdict: Verdict,
         ) -> Vec<&'static str> {
             self.0.lock().unwrap().1.push(verdict.clone());
-            assert_eq!(delivery.deliver(Vec::new()).await, [verdict]);
+            assert_eq!(delivery.deliver(Vec::new(), &Spans::off()).await, [verdict]);
             self.done()
         }
     }
@@ -292,6 +311,10 @@ mod tests {
 
         fn addresses(&self) -> Vec<String> {
             Vec::new()
+        }
+
+        fn destination(&self, _event: &Envelope) -> Destination {
+            unreachable!("no spans are made here")
         }
 
         async fn open(&self, _steps: &mut Steps) -> Result<FakeSession, Failed> {

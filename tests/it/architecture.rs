@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// The modules from the top down: each mentions only those below it, so there is no circle.
-const MODULES: [&str; 31] = [
+const MODULES: [&str; 33] = [
     "main",
     "cli",
     "app",
@@ -17,6 +17,7 @@ const MODULES: [&str; 31] = [
     "relay",
     "sink",
     "outbox",
+    "spans",
     "server",
     "tls",
     "tasks",
@@ -31,6 +32,7 @@ const MODULES: [&str; 31] = [
     "answer",
     "message",
     "callback",
+    "trace",
     "verdict",
     "config",
     "secret",
@@ -40,13 +42,14 @@ const MODULES: [&str; 31] = [
 ];
 
 /// What only some files may mention: the word, and where those files begin.
-const OWNERS: [(&str, &[&str]); 10] = [
+const OWNERS: [(&str, &[&str]); 11] = [
     ("axum", &["ingress", "admin"]),
     ("rusqlite", &["outbox"]),
     ("rdkafka", &["sink/kafka", "log.rs"]), // the log knows how talkative they are
     ("lapin", &["sink/rabbitmq", "log.rs"]),
     ("async_nats", &["sink/nats", "log.rs"]),
     ("figment", &["config", "settings.rs"]),
+    ("opentelemetry", &["spans"]),
     ("sd_notify", &["notify.rs"]),
     ("env::var", &["config"]),
     ("SystemTime::now", &["time.rs", "cli/send"]),
@@ -54,7 +57,7 @@ const OWNERS: [(&str, &[&str]); 10] = [
 ];
 
 /// Pure: the time is an argument, and nothing is waited for, drawn or told.
-const PURE: [&str; 9] = [
+const PURE: [&str; 10] = [
     "answer",
     "callback",
     "event",
@@ -63,6 +66,7 @@ const PURE: [&str; 9] = [
     "schema",
     "secret",
     "signature",
+    "trace",
     "verdict",
 ];
 const IMPURE: [&str; 6] = ["tokio", "tracing", "fastrand", "SystemTime", "Instant", "std::fs"];

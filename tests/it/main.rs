@@ -66,6 +66,8 @@ mod sdks;
 mod secrets;
 mod servers_end;
 mod service;
+#[cfg(feature = "otlp")]
+mod spans;
 mod stop;
 mod stream;
 mod taken_away;

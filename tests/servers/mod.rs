@@ -6,7 +6,7 @@ mod certificates;
 mod compose;
 mod kafka;
 mod nats;
-mod ports;
+pub(crate) mod ports;
 mod process;
 mod rabbitmq;
 

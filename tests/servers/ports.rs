@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 /// A port of loopback where nobody listens, each only once. It is outside the range of outgoing connections: one
 /// inside it a client that reconnects while the broker is down may take itself, and the broker could
 /// not come back.
-pub(super) fn free() -> u16 {
+pub(crate) fn free() -> u16 {
     static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
     let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range");
     let lowest = range.ok().and_then(|range| range.split_whitespace().next()?.parse().ok());

@@ -14,6 +14,7 @@ use crate::config::Faults;
 use crate::outbox::Stored;
 use crate::settings::Settings;
 use crate::sink::{Finding, Health, Sink, tail};
+use crate::spans::Spans;
 use crate::time::Timestamp;
 use crate::verdict::Verdict;
 
@@ -46,7 +47,7 @@ fn sink(cluster: &Cluster, more: &[&str]) -> Sink {
 }
 
 fn of(settings: &Settings) -> Result<Sink, Faults> {
-    Sink::new(&settings.sink, &settings.terms())
+    Sink::new(&settings.sink, &settings.terms(), Spans::off())
 }
 
 async fn examine(settings: &Settings) -> Vec<Finding> {

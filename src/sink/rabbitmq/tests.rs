@@ -13,6 +13,7 @@ use super::*;
 use crate::message::Encoding;
 use crate::outbox::Stored;
 use crate::routing::Template;
+use crate::spans::Spans;
 use crate::time::Timestamp;
 
 #[path = "../../../tests/servers/mod.rs"]
@@ -43,7 +44,7 @@ async fn sink(name: &str) -> Option<Sink> {
 
 async fn deliver(sink: &mut Sink, events: &[Stored]) -> Vec<Verdict> {
     let outgoing = |stored| Outgoing::new(stored, Encoding::Structured);
-    sink.deliver(events.iter().map(outgoing).collect()).await
+    sink.deliver(events.iter().map(outgoing).collect(), &Spans::off()).await
 }
 
 /// A queue, gone with the connection, bound for the events of one group.
