@@ -2,6 +2,8 @@
 //! are explained in `config/default.toml`.
 
 mod checks;
+#[cfg(test)]
+mod documents;
 #[cfg(all(feature = "kafka", feature = "nats", feature = "rabbitmq"))]
 #[cfg(test)]
 mod schema;
