@@ -15,6 +15,7 @@ mod page;
 mod permit;
 mod requests;
 mod schema;
+mod scrape;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -101,7 +102,7 @@ impl Admin {
             .route("/", get(async move || page::page(&policy)))
             .route("/livez", get(async || "ok\n"))
             .route("/readyz", get(readyz))
-            .route("/metrics", get(metrics))
+            .route("/metrics", get(scrape::metrics))
             .route("/events", get(events::events))
             .route("/requests", get(requests::requests))
             .route("/dead-letters", get(kept::dead_letters))
@@ -236,24 +237,4 @@ fn refused(count: u64, reason: &str) -> String {
     format!(
         "{events} refused for good: {reason}; kept as dead letters: mend the cause, then `topic-bridge outbox retry`"
     )
-}
-
-async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
-    let (metrics, outbox) = (&admin.metrics, &admin.outbox);
-    let gauge = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
-    metrics.outbox_pending.set(gauge(outbox.pending()));
-    metrics.outbox_bytes.set(gauge(outbox.bytes()));
-    metrics.outbox_max_bytes.set(gauge(admin.max_bytes));
-    metrics.dead_letters.set(gauge(outbox.dead_letters()));
-    metrics.quarantined.set(gauge(outbox.quarantined()));
-    metrics.log_lines_dropped(admin.log.dropped());
-    match admin.reader.run(|reading| reading.oldest_pending_at()).await {
-        Ok(oldest) => {
-            let now = admin.outbox.clock().steady();
-            let age = oldest.map(|oldest| now.since(oldest)).unwrap_or_default();
-            metrics.outbox_oldest_pending_seconds.set(age.as_secs_f64());
-        }
-        Err(error) => tracing::warn!(%error, "cannot read the age of the oldest pending event"),
-    }
-    ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], metrics.encode()).into_response()
 }

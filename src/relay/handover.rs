@@ -48,7 +48,7 @@ impl Relay {
                         self.outbox.give_up(event.position);
                         self.standing.judged(Some(reason));
                     }
-                    self.metrics.publish_errors.with_label_values(&[reason.kind.name()]).inc();
+                    self.metrics.publish_errors.of(reason.kind.name()).inc();
                 }
             }
         }

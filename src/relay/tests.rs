@@ -114,7 +114,7 @@ async fn one_event_that_fails_is_tried_again_by_itself_while_the_line_moves_on()
     let mut others = delivered;
     others.retain(|position| *position != 3);
     assert_eq!(others, (1..=20).filter(|position| *position != 3).collect::<Vec<_>>());
-    assert_eq!(bench.metrics.publish_errors.with_label_values(&["other"]).get(), 3);
+    assert_eq!(bench.metrics.publish_errors.of("other").get(), 3);
     bench.end().await;
 }
 

@@ -42,8 +42,10 @@ const MODULES: [&str; 33] = [
 ];
 
 /// What only some files may mention: the word, and where those files begin.
-const OWNERS: [(&str, &[&str]); 11] = [
+const OWNERS: [(&str, &[&str]); 13] = [
     ("axum", &["ingress", "admin"]),
+    ("prometheus_client", &["metrics"]),
+    ("procfs", &["metrics/process.rs"]),
     ("rusqlite", &["outbox"]),
     ("rdkafka", &["sink/kafka", "log.rs"]), // the log knows how talkative they are
     ("lapin", &["sink/rabbitmq", "log.rs"]),
