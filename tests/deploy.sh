@@ -112,6 +112,10 @@ else
     skip "deploy/prometheus with promtool: Debian's package prometheus cannot be had"
 fi
 start_bridge
+if [ "$promtool" ]; then
+    curl -sS "http://$admin/metrics" >"$work/metrics"
+    check "/metrics, as promtool likes it" "$promtool" check metrics <"$work/metrics"
+fi
 check "the names of metrics and labels in deploy/" python3 tests/deploy/names.py live "http://$admin/metrics"
 check "each alert in docs/alerts.md" python3 tests/deploy/names.py alerts
 deploy/grafana/make.py >"$work/dashboard.json"

@@ -30,12 +30,32 @@ def expressions():
 
 
 def live(address):
-    text = urllib.request.urlopen(address, timeout=10).read().decode()
-    series = [line for line in text.splitlines() if line and not line.startswith("#")]
-    names = {re.match(r"\w+", line)[0] for line in series}
-    pairs = {pair for line in series for pair in re.findall(r'(\w+)="([^"]*)"', line)}
+    """Each name in deploy/ is shown by a running bridge, in both formats, of which Prometheus chooses one."""
     queries = [query["query"] for query in DASHBOARD["templating"]["list"]]
     used = "\n".join([RULES, *dashboard_expressions(), *queries])
+    formats = {accept: show(address, accept) for accept in ("text/plain", "application/openmetrics-text")}
+    for accept, (content_type, names, pairs) in formats.items():
+        if not content_type.startswith(accept):
+            yield f"{accept} is asked for, and {content_type} comes"
+        yield from (f"{fault} as {accept}" for fault in missing(used, names, pairs))
+    for pattern in re.findall(r'\ble=~"([^"]*)"', used):
+        edges = [
+            {float(value) for label, value in pairs if label == "le" and re.fullmatch(pattern, value)}
+            for _, _, pairs in formats.values()
+        ]
+        if edges[0] != edges[1]:
+            yield f'le=~"{pattern}" finds other edges in each format: {edges}'
+
+
+def show(address, accept):
+    reply = urllib.request.urlopen(urllib.request.Request(address, headers={"Accept": accept}), timeout=10)
+    series = [line for line in reply.read().decode().splitlines() if line and not line.startswith("#")]
+    names = {re.match(r"\w+", line)[0] for line in series}
+    pairs = {pair for line in series for pair in re.findall(r'(\w+)="([^"]*)"', line)}
+    return reply.headers["content-type"], names, pairs
+
+
+def missing(used, names, pairs):
     metrics = set(re.findall(r"\b(?:topic_bridge|process)_\w+", used))
     for name in sorted(metrics - names - WITH_TLS):
         yield f"{name} is used, and a running bridge does not show it"

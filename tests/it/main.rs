@@ -46,6 +46,7 @@ mod input;
 mod kafka;
 mod limits;
 mod log;
+mod metrics;
 mod migration;
 mod nats;
 mod one_process;
