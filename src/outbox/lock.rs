@@ -263,6 +263,7 @@ fn locked_by(found: &Metadata, kind: &str) -> Vec<u32> {
         is_it.then(|| fields.get(4)?.parse().ok()).flatten()
     };
     let mut pids: Vec<u32> = locks.lines().filter_map(pid).filter(|pid| *pid > 0).collect();
+    pids.sort_unstable(); // a process may hold several locks
     pids.dedup();
     pids
 }
