@@ -30,6 +30,7 @@ use crate::spans::{self, Spans};
 use crate::tasks::{Tasks, on_own_thread};
 use crate::time::Clock;
 use crate::tls;
+use crate::version;
 
 /// After the listener is closed, how long a kept-alive connection may still bring a request that is
 /// already on its way: closing at once would cut it off. As long as the platform itself waits; ends early
@@ -83,6 +84,7 @@ struct Running {
 impl App {
     /// Opens the outbox and binds both listeners. Nothing is served yet.
     pub async fn build(settings: Settings, log: Log) -> anyhow::Result<Self> {
+        tracing::info!(version = version::NUMBER, commit = version::COMMIT, "topic-bridge starts");
         let (spans, exporter) = Spans::new(&settings.otlp)?;
         let sink = Sink::new(&settings.sink, &settings.terms(), spans.clone())?;
         settings.warnings().iter().for_each(|warning| tracing::warn!("{warning}"));

@@ -55,4 +55,5 @@ mod time;
 mod tls;
 mod trace;
 mod verdict;
+mod version;
 mod watched;

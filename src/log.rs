@@ -3,9 +3,10 @@
 
 mod queue;
 
-use std::io::{IsTerminal as _, stderr};
+use std::io::stderr;
 use std::sync::Arc;
 
+use anstream::{AutoStream, ColorChoice};
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
@@ -87,7 +88,7 @@ impl Log {
         let queue = Queue::start();
         let lines = fmt::layer()
             .with_writer(queue.clone())
-            .with_ansi(stderr().is_terminal())
+            .with_ansi(AutoStream::choice(&stderr()) != ColorChoice::Never)
             .with_target(false);
         let lines = if config.is_json { lines.json().boxed() } else { lines.boxed() };
         let (filter, handle) = reload::Layer::new(filter(config));

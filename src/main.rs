@@ -33,9 +33,11 @@ fn main() -> ExitCode {
         Command::Tail(args) => cli::tail::run(&args, config, &set),
         Command::Outbox(args) => cli::outbox::run(&args, config, &set),
         Command::Schema(args) => cli::schema::run(&args),
+        Command::Completions(args) => cli::completions::run(&args),
+        Command::Man(args) => cli::man::run(&args),
     };
     result.unwrap_or_else(|error| {
-        eprintln!("topic-bridge: {error:#}");
+        cli::say(format_args!("topic-bridge: {error:#}"));
         exit_code(&error)
     })
 }

@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use tokio::runtime::Builder;
 
+use super::{print, say};
 use crate::passthrough::Passthrough;
 use crate::settings::Settings;
 use crate::sink::{Finding, Health, Sink};
@@ -56,19 +57,21 @@ pub fn run(args: &Args, file: Option<PathBuf>, set: &[String]) -> anyhow::Result
             format!("{{\"configuration\": {configuration},\n\"findings\": {findings:#}}}\n")
         }
     };
-    super::print(&text)?;
+    print(&text)?;
     let files = settings.ingress.tls.as_ref(); // that they can be used, is checked already
     let examine = |files| tls::examine(files, Timestamp::now()).ok().flatten();
     for warning in settings.warnings().into_iter().chain(files.and_then(examine)) {
-        eprintln!("{:<8} {warning}", name(Health::Doubtful));
+        say(format_args!("{:<8} {warning}", name(Health::Doubtful)));
     }
     for Finding { point, verdict, text } in &findings {
-        eprintln!("{:<8} {point}: {text}", name(*verdict));
+        say(format_args!("{:<8} {point}: {text}", name(*verdict)));
     }
     match findings.iter().filter(|finding| finding.verdict == Health::Bad).count() {
-        0 => eprintln!("the configuration is good"),
+        0 => say("the configuration is good"),
         bad => {
-            eprintln!("the configuration can be read, but does not work: {bad} bad, see above");
+            say(format_args!(
+                "the configuration can be read, but does not work: {bad} bad, see above"
+            ));
             return Ok(ExitCode::FAILURE);
         }
     }

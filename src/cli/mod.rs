@@ -2,40 +2,79 @@
 //! everything else to stderr.
 
 pub mod check;
+pub mod completions;
+pub mod man;
 pub mod outbox;
+mod output;
 pub mod schema;
 pub mod send;
 pub mod tail;
+mod version;
 
-use std::io::{self, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
 use anyhow::ensure;
 use clap::{Parser, Subcommand};
 
-const AFTER_HELP: &str = "\
-The configuration comes in layers, each over the one before: built-in defaults, the file named with
---config (or TOPIC_BRIDGE_CONFIG), variables such as TOPIC_BRIDGE_INGRESS__LISTEN, and --set.
+pub use output::say;
+use output::{print, print_while_read, reader_gone};
 
-Exit codes: 0 asked to stop, or done; 1 failed; 2 usage; 78 configuration.
+const NAME: &str = "topic-bridge";
+
+const AFTER_HELP: &str = "\
+Examples:
+  topic-bridge --config bridge.toml
+  topic-bridge check --config bridge.toml --connect
+  topic-bridge send --count 1000 --concurrency 8 --token \"$TOKEN\"
+  topic-bridge tail --config bridge.toml --from-start --count 10
+  topic-bridge outbox list --config bridge.toml --quarantined
+
+`--help` says more: environment, files and exit codes.";
+
+/// In parts with a heading each, of which `man` makes sections.
+const AFTER_LONG_HELP: &str = "\
+Configuration:
+  It comes in layers, each over the one before: built-in defaults, the file named with --config,
+  environment variables, --set. `topic-bridge check` prints the effective configuration.
+
+Environment:
+  TOPIC_BRIDGE_CONFIG        the configuration file, unless --config names one
+  TOPIC_BRIDGE_SECTION__KEY  one key, such as TOPIC_BRIDGE_INGRESS__LISTEN=0.0.0.0:8080
+  NO_COLOR                   if set and not empty, log and messages have no colors
+
+Files:
+  topic-bridge.db            the outbox, unless outbox.path names another file; with -wal, -shm
+                             and -reserve appended to its name, the files that belong to it
+
+Exit status:
+  0   done, or asked to stop
+  1   failed
+  2   wrong usage
+  78  wrong configuration: a restart will not help
 
 Examples:
   topic-bridge --config bridge.toml
   topic-bridge check --config bridge.toml --connect
   topic-bridge send --count 1000 --concurrency 8 --token \"$TOKEN\"
-  topic-bridge tail --from-start --count 10
-  topic-bridge outbox list --quarantined";
+  topic-bridge tail --config bridge.toml --from-start --count 10
+  topic-bridge outbox list --config bridge.toml --quarantined";
 
 /// Takes a chat platform's topic-created callbacks durably, answers at once, and publishes each as a
 /// CloudEvent.
 #[derive(Debug, Parser)]
-#[command(version, after_help = AFTER_HELP, max_term_width = 100)]
+#[command(
+    version,
+    long_version = version::long(),
+    after_help = AFTER_HELP,
+    after_long_help = AFTER_LONG_HELP,
+    max_term_width = 100
+)]
 pub struct Arguments {
     /// The configuration file (TOML).
     #[arg(short, long, global = true, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// One key of the configuration, as section.key=value; may be repeated, and counts most.
+    /// One key of the configuration, such as log.level=debug; may be repeated, and overrides every other source.
     #[arg(short, long, global = true, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
     #[command(subcommand)]
@@ -45,18 +84,25 @@ pub struct Arguments {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run the bridge; the same as no command.
+    ///
+    /// SIGTERM and SIGINT stop it in order, a second one at once. SIGHUP makes it read apps, tokens and log.level
+    /// again.
     Serve,
     /// Read and check the configuration, and print the effective one with secrets as ***.
     Check(check::Args),
     /// Play the platform: send signed callbacks to a bridge, and measure its answers.
     Send(Box<send::Args>),
-    /// Print what comes out of the configured sink, an event a line.
+    /// Print what comes out of the configured sink, one event per line.
     Tail(tail::Args),
-    /// Look into the outbox, beside a running bridge or without one.
+    /// Look into the outbox and mend what is in it, with or without a running bridge.
     #[command(subcommand)]
     Outbox(outbox::Args),
-    /// Print a contract: the event's JSON Schema, its data's, the AsyncAPI document, the configuration's JSON Schema.
+    /// Print a JSON Schema (of the event, its data or the configuration), or the AsyncAPI document.
     Schema(schema::Args),
+    /// Print a script that completes commands and options in a shell.
+    Completions(completions::Args),
+    /// Print the manual page, or write one for each command.
+    Man(man::Args),
 }
 
 impl Arguments {
@@ -83,15 +129,6 @@ fn every_set(arguments: impl Iterator<Item = String>) -> Option<Vec<String>> {
         }
     }
     Some(values)
-}
-
-/// Writes data to stdout. A reader that stops early, as `head` does, is not an error.
-fn print(text: &str) -> anyhow::Result<()> {
-    let mut stdout = io::stdout().lock();
-    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        result => Ok(result?),
-    }
 }
 
 /// Where to connect to for the private listener, which may be on every address of its host.

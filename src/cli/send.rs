@@ -3,27 +3,31 @@
 //! bridge, so it tries other receivers just as well.
 //!
 //! This file holds the command line and its checks; [`callback`] makes what is sent, [`load`]
-//! decides when, [`connection`] carries it, and [`report`] counts what comes back.
+//! decides when, [`connection`] carries it, and [`report`] counts what comes back. [`curl`] prints it instead.
 
 mod callback;
 mod connection;
+mod curl;
 mod load;
 mod report;
 
 use std::cell::RefCell;
-use std::io::{IsTerminal as _, Read as _, Write as _};
+use std::io::{IsTerminal as _, Read as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
+use hyper::Uri;
 use hyper::header::HeaderValue;
 use hyper::http::uri::Authority;
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::{print, say};
 use crate::config::value::{HOUR, secret_file};
 use callback::{Bodies, Fields, Signer};
 use connection::Dialer;
+use curl::{Body, Commands};
 use load::Load;
 
 const DEFAULT_URL: &str = "http://127.0.0.1:8080/";
@@ -49,7 +53,10 @@ Examples:
     topic-bridge send --token my-token --request-time 1669872112
 
   A body from a file, byte for byte, and each answer as a line of JSON:
-    topic-bridge send --token my-token --body-file broken.json --answers";
+    topic-bridge send --token my-token --body-file broken.json --answers
+
+  The same callback by hand, or from a host without topic-bridge:
+    topic-bridge send --token my-token --print-curl | sh";
 
 /// Play the platform: send callbacks, and count the answers
 #[derive(Debug, clap::Args)]
@@ -131,28 +138,38 @@ pub struct Args {
     /// Print the summary as one JSON object on stdout
     #[arg(long)]
     json: bool,
+
+    /// Send nothing, but print a curl command for each callback, one a line, quoted for a POSIX
+    /// shell and signed now; the token is not in it
+    #[arg(long, conflicts_with_all = [
+        "duration", "rate", "concurrency", "timeout", "answers", "json",
+    ])]
+    print_curl: bool,
 }
 
 /// Sends what was asked for. The exit code is 0 when every callback was answered 200, OK, 0.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    if args.print_curl {
+        let count = args.count.unwrap_or(1);
+        return commands(args)?.print(count).map(|()| ExitCode::SUCCESS);
+    }
     let (json, answers) = (args.json, args.answers);
     let load = plan(args)?;
     let summary = load.run()?;
     let text = if json { summary.json() + "\n" } else { summary.to_string() };
     if json || !answers {
-        std::io::stdout().write_all(text.as_bytes()).context("cannot write to stdout")?;
+        print(&text)?;
     } else {
-        std::io::stderr().write_all(text.as_bytes()).context("cannot write to stderr")?;
+        say(text.trim_end());
     }
     Ok(if summary.all_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Checks the arguments together and reads the files they name.
-fn plan(args: Args) -> anyhow::Result<Load> {
-    ensure!(!args.timeout.is_zero(), "--timeout is 0, nothing can be answered in that time");
-    ensure!(args.timeout <= HOUR, "--timeout is longer than an hour, the limit");
+/// Whom the callbacks are for, and how they are signed.
+fn addressed(args: &Args) -> anyhow::Result<(Uri, Signer)> {
     let file = args.token_file.as_deref().map(secret_file).transpose();
-    let token = args.token.or(file.map_err(anyhow::Error::msg).context("--token-file")?);
+    let file = file.map_err(anyhow::Error::msg).context("--token-file")?;
+    let token = args.token.clone().or(file);
     ensure!(token.as_deref() != Some(""), "the token is empty; leave it out to send unsigned");
     let url = args.to.as_deref().or(args.url.as_deref()).unwrap_or(DEFAULT_URL);
     let receiver = callback::receiver(url)?;
@@ -160,9 +177,27 @@ fn plan(args: Args) -> anyhow::Result<Load> {
         ("SdkAppid", args.sdk_app_id.to_string()),
         ("CallbackCommand", args.fields.callback_command.clone()),
         ("contenttype", "json".to_owned()),
-        ("ClientIP", args.client_ip),
-        ("OptPlatform", args.platform),
+        ("ClientIP", args.client_ip.clone()),
+        ("OptPlatform", args.platform.clone()),
     ];
+    let signer = Signer::new(&receiver, &query, token, args.request_time.clone())?;
+    Ok((receiver, signer))
+}
+
+fn commands(args: Args) -> anyhow::Result<Commands> {
+    let (receiver, signer) = addressed(&args)?;
+    let body = match args.body_file {
+        Some(path) => Body::File(path),
+        None => Body::Made(Bodies::new(args.fields)),
+    };
+    Ok(Commands { receiver, signer, body, ca_file: args.ca_file })
+}
+
+/// Checks the arguments together and reads the files they name.
+fn plan(args: Args) -> anyhow::Result<Load> {
+    ensure!(!args.timeout.is_zero(), "--timeout is 0, nothing can be answered in that time");
+    ensure!(args.timeout <= HOUR, "--timeout is longer than an hour, the limit");
+    let (receiver, signer) = addressed(&args)?;
     // Where the limit cannot be raised the connections that find no descriptor are reported refused.
     let _ = rlimit::increase_nofile_limit(u64::from(args.concurrency) + 64);
     let count = args.count.or(if args.duration.is_some() { None } else { Some(1) });
@@ -176,7 +211,7 @@ fn plan(args: Args) -> anyhow::Result<Load> {
         timeout: args.timeout,
         host: HeaderValue::from_str(receiver.authority().map_or("", Authority::as_str))?,
         dialer: Dialer::new(&receiver, args.ca_file.as_deref())?,
-        signer: RefCell::new(Signer::new(&receiver, &query, token, args.request_time)?),
+        signer: RefCell::new(signer),
         bodies: match args.body_file {
             Some(path) => Bodies::verbatim(read_body(&path)?),
             None => Bodies::new(args.fields),

@@ -11,6 +11,7 @@ use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
+use super::{print_while_read, reader_gone};
 use crate::settings::Settings;
 use crate::sink;
 
@@ -44,6 +45,7 @@ pub fn run(args: &Args, file: Option<PathBuf>, set: &[String]) -> anyhow::Result
                 true => "tail of requests".to_owned(),
                 false => format!("tail of {}", settings.sink.kind.name()),
             }),
+            () = reader_gone() => Ok(()),
             _ = end.recv() => Ok(()),
             _ = interrupt.recv() => Ok(()),
         }
@@ -74,7 +76,9 @@ async fn follow(args: &Args, settings: &Settings) -> anyhow::Result<()> {
                 break;
             }
         };
-        super::print(&(line + "\n"))?;
+        if print_while_read(&(line + "\n"))?.is_break() {
+            break;
+        }
         shown += 1;
     }
     Ok(())

@@ -82,6 +82,11 @@ pub(crate) use row::{Damaged, Slot, Stored, position};
 pub(crate) use salvage::{Salvaged, salvage};
 pub(crate) use settlement::{Again, Refused, Settlement};
 
+/// The version of the SQLite that is built in.
+pub(crate) fn sqlite_version() -> &'static str {
+    rusqlite::version()
+}
+
 /// Why the outbox cannot be read, and what to do about it.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]

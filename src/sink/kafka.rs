@@ -28,6 +28,11 @@ use session::Producing;
 pub(super) use tail::tail;
 use topic::Topic;
 
+/// librdkafka's own.
+pub(super) fn library_version() -> String {
+    rdkafka::util::get_rdkafka_version().1
+}
+
 #[derive(Clone)]
 pub(crate) struct Kafka {
     clients: Clients,

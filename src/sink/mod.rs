@@ -168,6 +168,14 @@ enum Way {
     Scripted(scripted::Scripted),
 }
 
+/// The version of the librdkafka that is built in, if one is.
+pub(crate) fn librdkafka_version() -> Option<String> {
+    #[cfg(feature = "kafka")]
+    return Some(kafka::library_version());
+    #[cfg(not(feature = "kafka"))]
+    None
+}
+
 impl Sink {
     /// Does not connect yet. An error is a configuration fault that only the client library can detect.
     pub(crate) fn new(config: &Config, terms: &Terms, spans: Spans) -> Result<Self, Faults> {

@@ -15,7 +15,7 @@ use serde_json::Value;
 use tokio::runtime::Builder;
 use tokio::time::timeout;
 
-use crate::cli::reachable;
+use crate::cli::{print, reachable, say};
 
 /// Shorter than the three seconds that health checks usually wait.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -33,10 +33,10 @@ pub(super) fn run(listen: SocketAddr, wanted: Ready) -> anyhow::Result<ExitCode>
     let runtime = Builder::new_current_thread().enable_all().build();
     let runtime = runtime.context("cannot start the runtime")?;
     let (status, readiness) = runtime.block_on(ask(reachable(listen)?))?;
-    super::super::print(&readiness)?;
+    print(&readiness)?;
     let fault = judge(status, &readiness, wanted);
     Ok(fault.map_or(ExitCode::SUCCESS, |fault| {
-        eprintln!("topic-bridge: {fault}");
+        say(format_args!("topic-bridge: {fault}"));
         ExitCode::FAILURE
     }))
 }

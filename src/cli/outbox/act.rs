@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::agent::{Agent, AgentArgs};
 use super::selection::Selection;
-use crate::cli::print;
+use crate::cli::{print, say};
 use crate::outbox::{Act, Of, Order, Tally};
 use crate::settings::ForOutbox;
 
@@ -96,7 +96,7 @@ async fn carry_out(
     is_sure: bool,
 ) -> anyhow::Result<ExitCode> {
     if let Some(fault) = agent.fault(act, &order) {
-        eprintln!("topic-bridge: {}: {fault}", act.name());
+        say(format_args!("topic-bridge: {}: {fault}", act.name()));
         return Ok(ExitCode::from(USAGE));
     }
     let counted = agent.perform(act, &order).await?;
@@ -109,14 +109,14 @@ async fn carry_out(
         (Some(Of::Quarantined), count) => format!("{count} quarantined bodies"),
     };
     let matches = if counted.matched == 1 { "matches" } else { "match" };
-    eprintln!("{} {matches}", what(counted.matched));
+    say(format_args!("{} {matches}", what(counted.matched)));
     if args.dry_run || counted.stopped.is_some() || counted.matched == 0 {
         let would = if args.dry_run { "would be " } else { "" };
         let text = format!("{} {would}{}\n", what(counted.matched), done(act));
         return tell(act.name(), &counted, args, &text);
     }
     if !is_sure {
-        eprintln!("nothing was changed: to {} them, say --yes", act.name());
+        say(format_args!("nothing was changed: to {} them, say --yes", act.name()));
         return Ok(ExitCode::from(USAGE));
     }
     order.dry_run = false;
@@ -161,7 +161,7 @@ pub(super) fn tell(
     Ok(match &tally.stopped {
         None => ExitCode::SUCCESS,
         Some(stopped) => {
-            eprintln!("topic-bridge: {act} ended early: {stopped}");
+            say(format_args!("topic-bridge: {act} ended early: {stopped}"));
             ExitCode::FAILURE
         }
     })

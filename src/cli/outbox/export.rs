@@ -8,7 +8,7 @@ use anyhow::bail;
 use super::Rows;
 use super::kept::{is_json, line_of_json};
 use super::selection::Selection;
-use crate::cli::print;
+use crate::cli::{print_while_read, say};
 use crate::outbox::{Act, List, Of, Order, Reader};
 
 #[derive(Debug, clap::Args)]
@@ -40,10 +40,16 @@ pub(super) fn run(args: &ExportArgs, reader: &Reader) -> anyhow::Result<ExitCode
             })?;
             let Some(kept) = found else { continue }; // gone meanwhile
             let event = std::str::from_utf8(&kept.content).ok().filter(|text| is_json(text));
-            match (list, event) {
-                (List::Quarantined, _) => print(&line_of_json(&kept))?,
-                (_, Some(event)) => print(&format!("{event}\n"))?,
-                (_, None) => damaged += 1,
+            let line = match (list, event) {
+                (List::Quarantined, _) => line_of_json(&kept),
+                (_, Some(event)) => format!("{event}\n"),
+                (_, None) => {
+                    damaged += 1;
+                    continue;
+                }
+            };
+            if print_while_read(&line)?.is_break() {
+                return Ok(ExitCode::SUCCESS);
             }
         }
         match page.next {
@@ -54,8 +60,8 @@ pub(super) fn run(args: &ExportArgs, reader: &Reader) -> anyhow::Result<ExitCode
     if damaged == 0 {
         return Ok(ExitCode::SUCCESS);
     }
-    eprintln!(
+    say(format_args!(
         "topic-bridge: {damaged} events were left out, because they are damaged: see `topic-bridge outbox list`"
-    );
+    ));
     Ok(ExitCode::FAILURE)
 }

@@ -11,6 +11,7 @@ use anyhow::Context as _;
 
 use super::act::tell;
 use super::agent::{Agent, AgentArgs};
+use crate::cli::say;
 use crate::settings::ForOutbox;
 
 #[derive(Debug, clap::Args)]
@@ -42,10 +43,13 @@ fn open(path: &Path) -> io::Result<File> {
 async fn carry_out(agent: &Agent, mut file: File, args: &AgentArgs) -> anyhow::Result<ExitCode> {
     match file.stream_position() {
         Err(_) if args.dry_run => {} // a pipe, and this is all that there is to do
-        Err(_) => eprintln!("imported as it comes, because it can be read only once"),
+        Err(_) => say("imported as it comes, because it can be read only once"),
         Ok(start) => {
             let counted = agent.import(file.try_clone()?, true).await?;
-            eprintln!("{} events, {} of them known already", counted.matched, counted.duplicates);
+            say(format_args!(
+                "{} events, {} of them known already",
+                counted.matched, counted.duplicates
+            ));
             if args.dry_run || counted.stopped.is_some() || counted.done == 0 {
                 let would = if args.dry_run { "would be " } else { "" };
                 let text = format!("{} events {would}imported\n", counted.done);

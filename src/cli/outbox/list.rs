@@ -1,7 +1,7 @@
 //! `topic-bridge outbox list`: a line for each event or quarantined callback.
 
 use super::kept::{line_of_json, line_of_text};
-use crate::cli::print;
+use crate::cli::{print, print_while_read};
 use crate::outbox::{List, Reader};
 
 /// Rows read at a time: a long read would keep the bridge's log from being emptied.
@@ -28,7 +28,9 @@ pub(super) fn print_list(
         after = last.position;
         limit -= rows.len();
         let line = if json { line_of_json } else { line_of_text };
-        print(&rows.iter().map(line).collect::<String>())?;
+        if print_while_read(&rows.iter().map(line).collect::<String>())?.is_break() {
+            break;
+        }
     }
     Ok(())
 }

@@ -2,6 +2,8 @@
 //! the same through a run are made once, since whatever a callback costs here is taken from the
 //! receiver that is being measured.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use anyhow::{Context as _, ensure};
 use bytes::Bytes;
 use form_urlencoded::Serializer;
@@ -29,6 +31,11 @@ fn append(receiver: &Uri, parameters: &[(&str, String)]) -> String {
     whole.extend_pairs(parameters).finish()
 }
 
+/// The Unix time in seconds.
+pub(super) fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
 /// Makes the request's path and query, with a signature that is renewed once a second.
 pub(super) struct Signer {
     base: String,
@@ -52,10 +59,14 @@ impl Signer {
         Ok(signer)
     }
 
+    /// Whether what is signed now is refused later.
+    pub(super) fn expires(&self) -> bool {
+        self.token.is_some() && self.fixed_time.is_none()
+    }
+
     /// The path and query to send at this Unix time in seconds.
     pub(super) fn uri(&mut self, now: u64) -> Uri {
-        let constant = self.token.is_none() || self.fixed_time.is_some();
-        if !constant && self.signed.0 != now {
+        if self.expires() && self.signed.0 != now {
             let signed = self.sign(now).parse().expect("hex digits after a URL that parsed");
             self.signed = (now, signed);
         }

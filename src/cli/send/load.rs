@@ -10,10 +10,9 @@
 //! woke late, that was this program's timer.
 
 use std::cell::{Cell, RefCell};
-use std::io::Write as _;
 use std::sync::mpsc;
 use std::thread;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use bytes::Bytes;
@@ -26,9 +25,10 @@ use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, oneshot};
 
-use super::callback::{Bodies, Signer};
+use super::callback::{Bodies, Signer, now};
 use super::connection::{Dialer, Line};
 use super::report::{self, FailureKind, Outcome, Summary, Tally};
+use crate::cli::print_while_read;
 
 /// A run without an end, for arithmetic that must not overflow.
 const FOREVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
@@ -150,10 +150,15 @@ impl Run {
         let mut interrupts =
             signal(SignalKind::interrupt()).context("cannot listen for an interrupt")?;
         interrupts.recv().await;
-        self.stopped.set(true);
-        self.stop.notify_waiters();
+        self.stop();
         interrupts.recv().await;
         Ok(())
+    }
+
+    /// Sends nothing more; the callbacks under way are still answered.
+    fn stop(&self) {
+        self.stopped.set(true);
+        self.stop.notify_waiters();
     }
 
     /// Keeps one connection busy until the run is over.
@@ -198,10 +203,9 @@ impl Run {
     }
 
     fn request(&self, number: u64) -> Request<Full<Bytes>> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let mut request = Request::new(Full::new(self.load.bodies.body(number)));
         *request.method_mut() = Method::POST;
-        *request.uri_mut() = self.load.signer.borrow_mut().uri(now);
+        *request.uri_mut() = self.load.signer.borrow_mut().uri(now());
         request.headers_mut().insert(HOST, self.load.host.clone());
         request
     }
@@ -214,9 +218,9 @@ impl Run {
             let topic_id = self.load.bodies.topic_id(turn.number);
             let line = report::line(outcome, topic_id.as_deref(), latency);
             // One write for each line, so that a killed run has printed whatever was answered.
-            let mut stdout = std::io::stdout().lock();
-            let written = stdout.write_all(line.as_bytes()).and_then(|()| stdout.flush());
-            written.context("cannot write the answers to stdout")?;
+            if print_while_read(&line)?.is_break() {
+                self.stop();
+            }
         }
         Ok(())
     }
