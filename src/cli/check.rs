@@ -17,18 +17,30 @@ use crate::spans::Spans;
 use crate::time::Timestamp;
 use crate::tls;
 
+const AFTER_HELP: &str = "\
+Exit status:
+  0   good; with --ready, it is ready
+  1   --connect or --ready has found that it does not work
+  2   wrong usage
+  78  wrong configuration
+
+Examples:
+  topic-bridge check --config bridge.toml --connect
+  topic-bridge check --config bridge.toml --ready=delivering";
+
 #[derive(Debug, clap::Args)]
+#[command(after_help = AFTER_HELP)]
 pub struct Args {
     /// Print JSON instead of TOML. With --connect it holds "configuration" and "findings".
     #[arg(long)]
     json: bool,
-    /// Also try the sink: is it there, does it let the bridge in, has it what the bridge needs? And the backend
-    /// behind the passthrough. Changes nothing there, and fails if no event could be delivered, or no callback
+    /// Also connect to the sink: is it there, does it let the bridge in, does it have what the bridge needs? And to the
+    /// backend behind the passthrough. Changes nothing there, and fails if no event could be delivered, or no callback
     /// forwarded.
     #[arg(long)]
     connect: bool,
-    /// Only ask the running bridge at admin.listen, for a container's health check: fails unless it accepts callbacks,
-    /// or (--ready=delivering) also delivers events.
+    /// Only ask the running bridge at admin.listen, as a container's health check does: fails unless it accepts
+    /// callbacks, or (--ready=delivering) also delivers events.
     #[arg(
         long,
         value_name = "WHAT",

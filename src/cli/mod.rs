@@ -22,6 +22,9 @@ use output::{print, print_while_read, reader_gone};
 
 const NAME: &str = "topic-bridge";
 
+/// Where `--help` shows the options that each command has: behind its own.
+const BEHIND: usize = 100;
+
 const AFTER_HELP: &str = "\
 Examples:
   topic-bridge --config bridge.toml
@@ -72,10 +75,10 @@ Examples:
 )]
 pub struct Arguments {
     /// The configuration file (TOML).
-    #[arg(short, long, global = true, value_name = "FILE")]
+    #[arg(short, long, global = true, value_name = "FILE", display_order = BEHIND)]
     pub config: Option<PathBuf>,
     /// One key of the configuration, such as log.level=debug; may be repeated, and overrides every other source.
-    #[arg(short, long, global = true, value_name = "KEY=VALUE")]
+    #[arg(short, long, global = true, value_name = "KEY=VALUE", display_order = BEHIND)]
     pub set: Vec<String>,
     #[command(subcommand)]
     pub command: Option<Command>,
@@ -95,7 +98,7 @@ pub enum Command {
     /// Print what comes out of the configured sink, one event per line.
     Tail(tail::Args),
     /// Look into the outbox and mend what is in it, with or without a running bridge.
-    #[command(subcommand)]
+    #[command(subcommand, after_help = outbox::EXAMPLES)]
     Outbox(outbox::Args),
     /// Print a JSON Schema (of the event, its data or the configuration), or the AsyncAPI document.
     Schema(schema::Args),

@@ -23,14 +23,27 @@ use tokio::runtime::Builder;
 use crate::outbox::{List, Reader};
 use crate::settings::Settings;
 
+pub const EXAMPLES: &str = "\
+Examples:
+  What waits, and what the broker has refused:
+    topic-bridge outbox status --config bridge.toml
+    topic-bridge outbox list --config bridge.toml --dead
+
+  Deliver what was refused, once its cause is mended:
+    topic-bridge outbox retry --config bridge.toml --dry-run
+    topic-bridge outbox retry --config bridge.toml
+
+  Deliver the last hour once more:
+    topic-bridge outbox replay --config bridge.toml --since 1h";
+
 #[derive(Debug, clap::Subcommand)]
 pub enum Args {
-    /// How much is accepted, pending, dead, quarantined, and how large the outbox is.
+    /// Show how much is pending, dead or quarantined, and how large the outbox is.
     Status {
         #[command(flatten)]
         outbox: OutboxArgs,
     },
-    /// A line for each event, oldest first.
+    /// List events, one a line, oldest first.
     List {
         #[command(flatten)]
         outbox: OutboxArgs,
@@ -39,18 +52,18 @@ pub enum Args {
         /// Begin after this position (or number, of a quarantined callback).
         #[arg(long, value_name = "POSITION", default_value_t = 0)]
         after: u64,
-        /// At most so many lines.
-        #[arg(long, default_value_t = 100)]
+        /// At most so many events.
+        #[arg(long, value_name = "NUMBER", default_value_t = 100)]
         limit: usize,
     },
-    /// One event whole, or one quarantined callback.
+    /// Show one event in full, or one quarantined callback.
     Show {
         #[command(flatten)]
         outbox: OutboxArgs,
-        /// The event's position or its id.
+        /// The event's position or its id; with --quarantined, the callback's number.
         #[arg(value_name = "POSITION|ID")]
         which: String,
-        /// The number is that of a quarantined callback.
+        /// Show the quarantined callback with this number.
         #[arg(long)]
         quarantined: bool,
     },
@@ -60,11 +73,11 @@ pub enum Args {
     Drop(act::DropArgs),
     /// Print events as CloudEvents, or quarantined bodies whole, one a line: all that is kept, or only some.
     Export(export::ExportArgs),
-    /// Queue the events of a file, under their own ids. Those that this outbox knows are skipped.
+    /// Queue the events of a file, under their own ids; those that this outbox knows are skipped.
     Import(import::ImportArgs),
     /// Deliver events of the history once more, under their own ids, to the sink in force.
     Replay(act::ReplayArgs),
-    /// What is damaged, and where; exit code 1 if anything is. Changes nothing.
+    /// Show what is damaged, and where; the exit code is 1 if anything is. Changes nothing.
     Check {
         #[command(flatten)]
         outbox: OutboxArgs,
@@ -84,7 +97,7 @@ pub struct OutboxArgs {
     /// The outbox file, if not the configuration's outbox.path.
     #[arg(long, value_name = "FILE")]
     path: Option<PathBuf>,
-    /// Print JSON, a line each.
+    /// Print JSON, one object per line.
     #[arg(long)]
     json: bool,
 }

@@ -8,7 +8,7 @@ use crate::schema;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Which one.
+    /// What to print.
     #[arg(value_enum, default_value_t = Name::Event)]
     name: Name,
 }
@@ -17,7 +17,7 @@ pub struct Args {
 enum Name {
     /// The JSON Schema of the whole CloudEvent.
     Event,
-    /// That of its data, which `dataschema` names.
+    /// The JSON Schema of its data, which `dataschema` names.
     Data,
     /// The AsyncAPI document: where events are, and what the messages look like. It refers to event and data as
     /// files in schema/.

@@ -18,16 +18,23 @@ use crate::sink;
 /// Lines that may wait to be written.
 const AHEAD: usize = 256;
 
+const EXAMPLES: &str = "\
+Examples:
+  topic-bridge tail --config bridge.toml
+  topic-bridge tail --config bridge.toml --from-start --count 10
+  topic-bridge tail --config bridge.toml --requests";
+
 #[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// Begin with the oldest event that the sink still has (or request that the bridge still has), not with the next
-    /// one.
+    /// Begin with the oldest event that the sink still has (with --requests: the oldest request that the bridge still
+    /// knows), not with the next one.
     #[arg(long)]
     from_start: bool,
-    /// Show what arrives at the public listener of the running bridge, and why it is refused.
+    /// Print the requests that arrive at the running bridge, and why they are refused, in place of events.
     #[arg(long)]
     requests: bool,
-    /// End after so many.
+    /// End after so many lines.
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
 }

@@ -20,7 +20,7 @@ pub struct RetryArgs {
     agent: AgentArgs,
     #[command(flatten)]
     selection: Selection,
-    /// Quarantined bodies, through the parser of this release, and not dead letters.
+    /// Have this release's parser try quarantined bodies, in place of dead letters.
     #[arg(long)]
     quarantined: bool,
 }
@@ -33,7 +33,7 @@ pub struct DropArgs {
     selection: Selection,
     #[command(flatten)]
     of: WhatToDrop,
-    /// Really delete them.
+    /// Really delete them; without this they are only counted, and the exit code is 2.
     #[arg(long)]
     yes: bool,
 }

@@ -31,14 +31,14 @@ pub(super) struct AgentArgs {
     /// The outbox file, if not the configuration's outbox.path.
     #[arg(long, value_name = "FILE")]
     path: Option<PathBuf>,
-    /// The private listener of the bridge that is to do it, if not the configuration's admin.listen. Without this, a
-    /// bridge is only asked if one uses the outbox.
+    /// Have the bridge with this private listener do it. Without this, the bridge at the configuration's admin.listen
+    /// does it if it uses the outbox, and otherwise this command.
     #[arg(long, value_name = "URL", conflicts_with = "path")]
     admin: Option<String>,
-    /// Print JSON.
+    /// Print the counts as one JSON object.
     #[arg(long)]
     pub(super) json: bool,
-    /// Only say how many there are.
+    /// Only count what matches; change nothing.
     #[arg(long)]
     pub(super) dry_run: bool,
 }
