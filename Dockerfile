@@ -13,6 +13,9 @@ FROM rust:1.95-bookworm AS build
 WORKDIR /src
 # The brokers that are built in: `--build-arg FEATURES=nats` makes a smaller image, faster.
 ARG FEATURES=kafka,nats,rabbitmq
+# What `--version` and the log name, because the repository stays outside:
+# `--build-arg GIT_COMMIT="$(git rev-parse --short=12 HEAD)"`.
+ARG GIT_COMMIT
 COPY . .
 # librdkafka and its OpenSSL are built from source, with this image's compilers, make and perl. The caches keep
 # what was fetched and compiled, so that the next build compiles only what changed. The line tables of backtraces are
@@ -33,9 +36,11 @@ COPY --from=build /debug/ /
 
 # libc, the public CAs for brokers whose certificate is from one of them, and nothing else.
 FROM gcr.io/distroless/cc-debian12:nonroot
+ARG GIT_COMMIT
 LABEL org.opencontainers.image.title="topic-bridge" \
     org.opencontainers.image.description="Takes a chat platform's topic-created callbacks durably and publishes them as CloudEvents" \
     org.opencontainers.image.version="0.1.0" \
+    org.opencontainers.image.revision="${GIT_COMMIT:-unknown}" \
     org.opencontainers.image.licenses="Apache-2.0"
 COPY --from=build /image/ /
 COPY --from=build --chown=10001:10001 /data /data

@@ -41,7 +41,7 @@ fn usage_errors_end_with_2() {
     }
     assert_eq!(topic_bridge(&["--version"]).code, Some(0));
     let help = topic_bridge(&["--help"]);
-    assert!(help.stdout.contains("78 configuration"), "{}", help.stdout);
+    assert!(help.stdout.contains("78  wrong configuration"), "{}", help.stdout);
 }
 
 #[test]
