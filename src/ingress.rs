@@ -123,7 +123,7 @@ async fn take(State(ingress): State<Arc<Ingress>>, request: Request) -> Response
     let (arrived, now) = (Instant::now(), Timestamp::now());
     let mut entry = ingress.enter(&request, now);
     let response = ingress.answer(request, arrived, now, &mut entry).await;
-    ingress.metrics.ack_seconds.observe(arrived.elapsed().as_secs_f64());
+    ingress.metrics.ack_seconds.observe_traced(arrived.elapsed().as_secs_f64(), entry.trace());
     response
 }
 

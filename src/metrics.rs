@@ -255,14 +255,18 @@ fn errors_of(sink: &'static str) -> impl Iterator<Item = Labels> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::trace::TraceContext;
 
     #[test]
     fn a_traced_observation_is_an_exemplar_in_openmetrics_alone() {
         let metrics = Metrics::new("embedded");
         let before = Timestamp::now();
-        metrics.ack_seconds.observe(0.003);
-        metrics.ack_seconds.observe_traced(0.004, 0x00af_7651_916c_d43d_d844_8eb2_11c8_0319);
-        metrics.ack_seconds.observe(0.0045);
+        let recorded = "00-00af7651916cd43dd8448eb211c80319-00f067aa0ba902b7-01";
+        let not_recorded = recorded.replace("-01", "-00");
+        let traces = [recorded, &not_recorded].map(TraceContext::parse);
+        metrics.ack_seconds.observe_traced(0.003, None);
+        metrics.ack_seconds.observe_traced(0.004, traces[0]);
+        metrics.ack_seconds.observe_traced(0.0045, traces[1]);
 
         let shown = metrics.encode(Format::OpenMetrics);
         let traced: Vec<_> = shown.lines().filter_map(|line| line.split_once(" # ")).collect();

@@ -99,7 +99,7 @@ impl Ingress {
         let kept = tokio::spawn(async move {
             let receipt = ingress.outcome(queued, arrived, commit).await?;
             drop(permit); // it is durable: only the answer waits
-            let kept = ingress.confirmed(receipt, confirmed, arrived, by).await;
+            let kept = ingress.confirmed(receipt, confirmed, arrived, by, trace).await;
             if receipt == Receipt::Accepted {
                 ingress.metrics.count(kept.0); // the outbox counts the others
             }
@@ -117,6 +117,7 @@ impl Ingress {
         confirmed: oneshot::Receiver<()>,
         arrived: Instant,
         by: Duration,
+        trace: TraceContext,
     ) -> Kept {
         let durable = |reason: Cow<'static, str>| (outcome_of(receipt), Some(reason));
         if let SinkState::Away(..) = *self.sink.borrow() {
@@ -129,7 +130,8 @@ impl Ingress {
         };
         match timeout_at(arrived + by, confirmed).await {
             Ok(Ok(())) => {
-                self.metrics.confirm_seconds.observe(arrived.elapsed().as_secs_f64());
+                let took = arrived.elapsed().as_secs_f64();
+                self.metrics.confirm_seconds.observe_traced(took, Some(trace));
                 match receipt {
                     Receipt::Accepted => (CallbackOutcome::Delivered, None),
                     _ => (outcome_of(receipt), None),

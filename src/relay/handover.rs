@@ -30,7 +30,8 @@ impl Relay {
                 None => {
                     tracing::debug!(id = %event.event.id, trace_id = %event.trace().trace, "delivered");
                     let took = now.since(event.steady_at);
-                    self.metrics.delivery_seconds.observe(took.as_secs_f64());
+                    let trace = Some(event.trace());
+                    self.metrics.delivery_seconds.observe_traced(took.as_secs_f64(), trace);
                     self.metrics.published.inc();
                     self.delivered_at = Some(self.moment());
                     self.outbox.confirm(event.position);

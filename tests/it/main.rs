@@ -71,9 +71,9 @@ mod sdks;
 mod secrets;
 mod servers_end;
 mod service;
+mod shells;
 #[cfg(feature = "otlp")]
 mod spans;
-mod shells;
 mod stop;
 mod stream;
 mod taken_away;
