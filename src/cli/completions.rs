@@ -28,6 +28,9 @@ Examples:
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let mut script = Vec::new(); // the generator panics where it cannot write
     clap_complete::generate(args.shell, &mut Arguments::command(), NAME, &mut script);
-    print(&String::from_utf8(script)?)?;
+    // For bash, clap_complete 4.6 looks a command up under another name than it gives it, where the program's own name
+    // has a hyphen: no subcommand would be completed.
+    let script = String::from_utf8(script)?.replace("topic__subcmd__bridge", "topic__bridge");
+    print(&script)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -244,16 +244,20 @@ impl Sink {
     /// Delivers a batch: one verdict for each event. May be dropped midway: what was confirmed by then is
     /// unknown, and is delivered again.
     pub(crate) async fn deliver(&mut self, events: &[Stored]) -> Vec<Verdict> {
-        let Sink { way, encoding, spans } = self;
-        let messages = || Outgoing::all(events, *encoding);
-        match way {
+        match &mut self.way {
             Way::Embedded => vec![Verdict::Delivered; events.len()],
             #[cfg(feature = "kafka")]
-            Way::Kafka(delivery) => delivery.deliver(messages(), spans).await,
+            Way::Kafka(delivery) => {
+                delivery.deliver(Outgoing::all(events, self.encoding), &self.spans).await
+            }
             #[cfg(feature = "nats")]
-            Way::Nats(delivery) => delivery.deliver(messages(), spans).await,
+            Way::Nats(delivery) => {
+                delivery.deliver(Outgoing::all(events, self.encoding), &self.spans).await
+            }
             #[cfg(feature = "rabbitmq")]
-            Way::Rabbitmq(delivery) => delivery.deliver(messages(), spans).await,
+            Way::Rabbitmq(delivery) => {
+                delivery.deliver(Outgoing::all(events, self.encoding), &self.spans).await
+            }
             #[cfg(test)]
             Way::Scripted(scripted) => scripted.deliver(events),
         }

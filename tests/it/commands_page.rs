@@ -38,7 +38,8 @@ fn sections() -> BTreeMap<String, String> {
 
 fn options(text: &str) -> BTreeSet<String> {
     let words = text.split(|char: char| !char.is_ascii_alphanumeric() && char != '-');
-    words.filter(|word| word.len() > 2 && word.starts_with("--")).map(str::to_owned).collect()
+    let is_option = |word: &&str| word.starts_with("--") && !word.trim_matches('-').is_empty();
+    words.filter(is_option).map(str::to_owned).collect()
 }
 
 const OF_ALL: [&str; 4] = ["--config", "--set", "--help", "--version"];
