@@ -1,7 +1,7 @@
 """Reads both forms of /metrics with somebody else's parsers (the package prometheus-client), for the tests.
 
 Takes {"text": …, "openmetrics": …} on standard input. The two must show the same samples, with the same values but for
-the process's own, which change from one moment to the next. Says how many samples and exemplars there are.
+the process's own, which change from one moment to the next. Says how many samples there are, and each exemplar's trace.
 """
 
 import json
@@ -31,5 +31,7 @@ for key, sample in plain.items():
         sys.exit(f"the text format has no exemplars, and here is one: {sample}")
     if not sample.name.startswith("process_") and sample.value != rich[key].value:
         sys.exit(f"the formats disagree: {sample} and {rich[key]}")
-exemplars = sum(bool(sample.exemplar) for sample in rich.values())
-print(f"{len(rich)} samples, {exemplars} exemplars")
+print(f"{len(rich)} samples")
+for sample in rich.values():
+    if sample.exemplar:
+        print(sample.name, sample.exemplar.labels["trace_id"])

@@ -43,6 +43,7 @@ mod damage;
 mod damage_everywhere;
 mod delivered;
 mod disk;
+mod documents;
 mod files;
 mod http2;
 mod identity;

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::json;
 
-use crate::bridge::{Bridge, body, is_delivered};
+use crate::bridge::{Bridge, TOPIC_CREATED, body, is_delivered, signed};
 use crate::broker::python;
 use crate::http;
 use crate::tls::secured;
@@ -161,6 +161,14 @@ fn parsers_by_others_read_the_same_in_both_formats() {
     for topic in ["one", "two", "three"] {
         assert_eq!(bridge.call(&body(topic)).status, 200);
     }
+    let (recorded, not_recorded) = ("4bf92f3577b34da6a3ce929d0e0e4736", "a".repeat(32));
+    for (topic, trace, flags) in [("four", recorded, "01"), ("five", &*not_recorded, "00")] {
+        let trace = format!("traceparent: 00-{trace}-00f067aa0ba902b7-{flags}");
+        let target = signed(TOPIC_CREATED, &[]);
+        let body = body(topic);
+        let reply = http::request(bridge.ingress, "POST", &target, &[&trace], body.as_bytes());
+        assert_eq!(reply.status, 200);
+    }
     is_delivered(&bridge);
 
     let both = json!({"text": bridge.get("/metrics").body, "openmetrics": openmetrics(&bridge)});
@@ -171,4 +179,9 @@ fn parsers_by_others_read_the_same_in_both_formats() {
     let said = String::from_utf8(parsers.wait_with_output().unwrap().stdout).unwrap();
     let samples: usize = said.split(" samples").next().unwrap().parse().unwrap();
     assert!(samples > 200, "{said}");
+    for name in ["ack_seconds", "delivery_seconds"] {
+        let traces = said.lines().filter(|line| line.contains(name)).collect::<Vec<_>>();
+        assert!(traces.iter().any(|line| line.ends_with(recorded)), "{name}: {said}");
+    }
+    assert!(!said.contains(&not_recorded), "{said}");
 }
