@@ -9,6 +9,7 @@ pub(super) fn long() -> String {
     let features: Vec<_> = [
         ("kafka", cfg!(feature = "kafka")),
         ("nats", cfg!(feature = "nats")),
+        ("otlp", cfg!(feature = "otlp")),
         ("rabbitmq", cfg!(feature = "rabbitmq")),
     ]
     .into_iter()
